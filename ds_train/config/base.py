@@ -1,0 +1,41 @@
+"""What every section of the recipe shares: frozen, unknown keys refused, human numbers.
+
+The string under a field is its documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from ds_train.units import Duration, parse_bytes, parse_count, parse_duration
+
+
+class Section(BaseModel):
+    """A part of the recipe. Reading it has no effect: no file, process, device or download."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+    )
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+"""Whole number of at least 1; `4k`, `2^12` and `1_000` are understood."""
+
+Natural = Annotated[int, BeforeValidator(parse_count), Field(ge=0)]
+"""Whole number of at least 0."""
+
+ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
+"""Bytes; `80 GiB` and `500 MB` are understood."""
+
+Span = Annotated[Duration, BeforeValidator(parse_duration), PlainSerializer(str)]
+"""`500 steps`, `1 epoch` or `1B tokens`; a bare number means steps."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+Dtype = Literal["bf16", "fp16", "fp32"]

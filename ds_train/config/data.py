@@ -1,0 +1,111 @@
+"""The `data` section: where rows come from, how they become tokens, what is learned from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ds_train.config.base import Count, Section
+
+Format = Literal[
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+    "text",
+    "classification",
+]
+LossOn = Literal["assistant", "last_assistant", "completion", "all"]
+OverLength = Literal["drop", "truncate", "split", "error"]
+
+
+class SourceConfig(Section):
+    """One source of training data: files, a saved dataset, or a dataset of the hub."""
+
+    path: str | list[str]
+    """File, glob, folder of a saved dataset, or hub name; a list of files is one source."""
+
+    name: str | None = None
+    """Name in reports; the path's last part when left out."""
+
+    subset: str | None = None
+    """Configuration of a hub dataset."""
+
+    split: str = "train"
+    """Split of a saved or hub dataset."""
+
+    format: Format | None = None
+    """Shape of a row; detected from the columns and said when left out."""
+
+    columns: dict[str, str] = {}
+    """From the format's field to the column that holds it, e.g. `{prompt: question}`."""
+
+    labels: dict[str, str] = {}
+    """Classification: from the label in the data to the word that stands for it (verbalizer)."""
+
+    template: str | None = None
+    """Classification: prompt with `{text}` in it; the answer follows it."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over this source in one epoch: 0.5 takes half of it, another half each epoch."""
+
+    loss_on: LossOn | None = None
+    """Overrides `data.loss_on` for this source."""
+
+    max_samples: Count | None = None
+    """Read only the first so many samples."""
+
+
+class ValidationConfig(Section):
+    """Held-out data: a fraction of the training sources, or sources of its own."""
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of samples held out, chosen by a hash of their content, so duplicates stay together."""
+
+    sources: list[SourceConfig] = []
+    """Sources that are only evaluated on."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ValidationConfig:
+        if self.fraction is not None and self.sources:
+            raise ValueError("give fraction or sources, not both")
+        return self
+
+
+class DataConfig(Section):
+    """Everything between the files and the token rows."""
+
+    train: Annotated[list[SourceConfig], Field(min_length=1)]
+    """Sources of training data."""
+
+    validation: ValidationConfig = ValidationConfig()
+    """Held-out data."""
+
+    max_length: Count = 2048
+    """Longest row in tokens."""
+
+    packing: bool = True
+    """Put several documents into one row; attention never crosses from one to another."""
+
+    over_length: OverLength | None = None
+    """What happens to longer documents; `split` for text and `drop` for the rest if left out."""
+
+    loss_on: LossOn | None = None
+    """Tokens learned from; `all` for text, `assistant` (`completion`) for the rest if left out."""
+
+    chat_template: str | None = None
+    """`chatml`, `plain`, a file, or Jinja text; the tokenizer's own when left out."""
+
+    template_kwargs: dict[str, Any] = {}
+    """Further variables for the chat template."""
+
+    shuffle: bool = True
+    """New order each epoch, from train.seed."""
+
+    num_workers: Count | None = None
+    """Processes that tokenise; one per core when left out."""
+
+    cache_dir: str | None = None
+    """Folder of tokenised data; ~/.cache/ds-train (or $DS_TRAIN_CACHE) when left out."""

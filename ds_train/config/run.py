@@ -1,0 +1,48 @@
+"""The whole recipe: every section, frozen, with its defaults filled in."""
+
+from __future__ import annotations
+
+from ds_train.config.adapter import AdapterConfig
+from ds_train.config.base import Section
+from ds_train.config.checkpoint import CheckpointConfig
+from ds_train.config.cluster import ClusterConfig
+from ds_train.config.data import DataConfig
+from ds_train.config.engine import EngineConfig
+from ds_train.config.evaluate import EvaluateConfig
+from ds_train.config.model import ModelConfig
+from ds_train.config.report import ReportConfig
+from ds_train.config.train import TrainConfig
+
+
+class RunConfig(Section):
+    """One run: a recipe with its overrides applied."""
+
+    output_dir: str
+    """Folder of the run: recipe, DeepSpeed config, audit, metrics, checkpoints."""
+
+    model: ModelConfig
+    """Which checkpoint is trained."""
+
+    adapter: AdapterConfig = AdapterConfig()
+    """Which parameters train."""
+
+    data: DataConfig
+    """What it is trained on."""
+
+    train: TrainConfig
+    """How long, how fast."""
+
+    engine: EngineConfig = EngineConfig(preset="zero2")
+    """How DeepSpeed shards it."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """When it is measured."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When it is saved."""
+
+    report: ReportConfig = ReportConfig()
+    """What is shown."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    """Where it runs."""

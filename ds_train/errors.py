@@ -1,0 +1,49 @@
+"""The errors that a user can cause or meet, each with the exit code that the command line returns.
+
+A message names the field, the value, the rule and the remedy. `cli.main` prints it without a
+traceback; anything that is not a `DsTrainError` is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DsTrainError(Exception):
+    """Base of every error with a message made for the user. Exit code 1: the run failed."""
+
+    exit_code = 1
+
+
+class InputError(DsTrainError):
+    """Something that the user gave is wrong, and nothing was started. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A recipe with one or more faults, all of them reported at once."""
+
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class DataError(InputError):
+    """A data file that is missing, unreadable or not what the recipe says it is."""
+
+
+class ModelError(InputError):
+    """A model folder, tokenizer or adapter that can't be used as asked."""
+
+
+class CheckpointError(InputError):
+    """A run folder or checkpoint that can't be read, written or continued."""
+
+
+class TrainingDiverged(DsTrainError):
+    """A loss or gradient norm that is not finite; the last checkpoint is untouched."""
+
+
+class RunFailed(DsTrainError):
+    """A training process ended with an error of its own, which stands above this message."""
