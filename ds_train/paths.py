@@ -1,0 +1,55 @@
+"""Where everything of a run lies: one class that names the files, so that no other file does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def default_cache_dir() -> Path:
+    """Folder of tokenised data: $DS_TRAIN_CACHE, or ds-train in the user's cache folder."""
+    if chosen := os.environ.get("DS_TRAIN_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ds-train"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run folder."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, complete."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def ds_config(self) -> Path:
+        """The resolved DeepSpeed config, complete."""
+        return self.root / "ds_config.json"
+
+    @property
+    def audit(self) -> Path:
+        """What became of every source's rows."""
+        return self.root / "data_audit.json"
+
+    @property
+    def run_facts(self) -> Path:
+        """Fingerprints of base model and data, versions of packages."""
+        return self.root / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record per step and per evaluation."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint made after `step` optimizer steps."""
+        return self.checkpoints / f"step-{step:08d}"
