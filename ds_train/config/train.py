@@ -1,4 +1,4 @@
-"""The `train` section: batch, length, optimizer and learning-rate schedule. Names follow Hugging Face."""
+"""The `train` section: batch, length, optimizer, learning-rate schedule; Hugging Face names."""
 
 from __future__ import annotations
 
