@@ -1,0 +1,233 @@
+"""Rows of sample ids become tensors: padding, shifted labels, positions, and who gets what.
+
+Worked example, two rows in one micro-batch, row 0 packed from documents a (tokens 5 6 7, the last
+two supervised) and b (8 9, the last one supervised), row 1 is c (3 4, nothing supervised)::
+
+    input_ids     5 6 7 8 9 P P P     3 4 P P P P P P      padded to a multiple of 8
+    labels        6 7 . 9 . . . .     . . . . . . . .      . is IGNORE; a's last position does not
+    position_ids  0 1 2 0 1 0 1 2     0 1 0 1 2 3 4 5        predict b's first token
+
+Positions restart at every document, and attention takes its block-diagonal mask from them; the
+padding is a document of its own. `flatten` gives what varlen attention wants: the documents one
+after another in a single row [1, tokens], nothing padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ds_train.data.mix import Ints
+from ds_train.data.pack import pack_rows, single_rows
+
+IGNORE = -100
+"""Label of a position that is not learned from; torch's cross entropy knows it by this number."""
+
+PAD_MULTIPLE = 8
+"""Row lengths are rounded up to this: tensor cores want it, and it costs a token or two."""
+
+
+class TokenTable(Protocol):
+    """What batches need of a `TokenStore`."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each sample."""
+
+    def tokens(self, index: int) -> NDArray[Any]:
+        """Token ids of a sample [length]."""
+
+    def mask(self, index: int) -> NDArray[Any]:
+        """True where the token of the sample is a supervised target [length]."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on one rank."""
+
+    input_ids: torch.Tensor
+    """int64 [rows, length]"""
+    labels: torch.Tensor
+    """int64 [rows, length]: the token that each position shall predict, or IGNORE."""
+    position_ids: torch.Tensor | None
+    """int64 [rows, length], restarting at every document; None where a model takes none."""
+    sample_ids: Ints
+    """Every sample of the batch, row after row (stays on the host)."""
+    num_rows: int
+    """Rows of the plan; with `flatten` they lie in one row of the tensors."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device; the copy runs beside the computation if pinned."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies on its own."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, change: Any) -> Batch:
+        positions = None if self.position_ids is None else change(self.position_ids)
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            labels=change(self.labels),
+            position_ids=positions,
+        )
+
+
+def collate(
+    store: TokenTable,
+    rows: Sequence[Ints],
+    *,
+    pad_token_id: int,
+    flatten: bool = False,
+    max_length: int | None = None,
+    with_positions: bool = True,
+) -> Batch:
+    """One micro-batch out of rows of sample ids; an empty row becomes padding without labels."""
+    lengths = [int(store.lengths[row].sum()) for row in rows]
+    if flatten:
+        # Attention kernels know no empty sequence: one token of padding stands for no row at all.
+        sizes, width = (1,), max(1, sum(lengths))
+    else:
+        sizes, width = (len(rows),), _padded(max(lengths), max_length)
+    input_ids = np.full((*sizes, width), pad_token_id, dtype=np.int64)
+    labels = np.full((*sizes, width), IGNORE, dtype=np.int64)
+    position_ids = np.empty((*sizes, width), dtype=np.int64)
+    start = 0
+    for number, row in enumerate(rows):
+        line = 0 if flatten else number
+        start = start if flatten else 0
+        for sample in row.tolist():
+            ids, mask = store.tokens(sample), store.mask(sample)
+            stop = start + len(ids)
+            input_ids[line, start:stop] = ids
+            labels[line, start : stop - 1] = np.where(mask[1:], ids[1:], IGNORE)
+            position_ids[line, start:stop] = np.arange(len(ids))
+            start = stop
+        if not flatten or start == 0:
+            position_ids[line, start:] = np.arange(width - start)
+    return Batch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(position_ids) if with_positions else None,
+        sample_ids=np.concatenate([np.empty(0, dtype=np.int64), *rows]),
+        num_rows=len(rows),
+    )
+
+
+def share_of_rank(
+    store: TokenTable,
+    rows: Sequence[Ints],
+    *,
+    rank: int,
+    dp_size: int,
+    micro_batch_size: int,
+    packing: bool,
+) -> list[list[Ints]]:
+    """The rows of one rank, micro-batch after micro-batch; every row goes to exactly one rank.
+
+    Packed rows are alike and go as they come. Others are sorted by length, longest first, and
+    dealt like cards: a micro-batch holds rows of like length, and so do its twins on other ranks.
+    """
+    per_round = dp_size * micro_batch_size
+    if len(rows) % per_round:
+        raise ValueError(f"{len(rows)} rows, not a multiple of {dp_size} x {micro_batch_size}")
+    order = np.arange(len(rows))
+    if not packing:
+        order = np.argsort([-int(store.lengths[row].sum()) for row in rows], kind="stable")
+    shares = []
+    for start in range(0, len(rows), per_round):
+        in_round = order[start : start + per_round]
+        shares.append([rows[index] for index in in_round[rank::dp_size]])
+    return shares
+
+
+def step_batches(
+    store: TokenTable,
+    step_rows: Sequence[Ints],
+    *,
+    rank: int,
+    dp_size: int,
+    micro_batch_size: int,
+    packing: bool,
+    pad_token_id: int,
+    flatten: bool = False,
+    max_length: int | None = None,
+    with_positions: bool = True,
+) -> list[Batch]:
+    """One rank's micro-batches of one step; as many on every rank."""
+    shares = share_of_rank(
+        store,
+        step_rows,
+        rank=rank,
+        dp_size=dp_size,
+        micro_batch_size=micro_batch_size,
+        packing=packing,
+    )
+    return [
+        collate(
+            store,
+            rows,
+            pad_token_id=pad_token_id,
+            flatten=flatten,
+            max_length=max_length,
+            with_positions=with_positions,
+        )
+        for rows in shares
+    ]
+
+
+def eval_batches(
+    store: TokenTable,
+    *,
+    rank: int,
+    dp_size: int,
+    micro_batch_size: int,
+    max_length: int,
+    packing: bool,
+    pad_token_id: int,
+    max_rows: int | None = None,
+    flatten: bool = False,
+    with_positions: bool = True,
+) -> Iterator[Batch]:
+    """One rank's batches over a whole store in the store's order; as many on every rank.
+
+    `max_rows` takes the first so many rows. Empty rows fill the last round, without labels.
+    """
+    samples = np.arange(len(store.lengths), dtype=np.int64)
+    if packing:
+        offsets, samples = pack_rows(samples, store.lengths, max_length)
+    else:
+        offsets, samples = single_rows(samples)
+    rows = [samples[a:b] for a, b in zip(offsets[:max_rows], offsets[1:], strict=False)]
+    rows = rows[:max_rows]
+    per_round = dp_size * micro_batch_size
+    rows += [np.empty(0, dtype=np.int64)] * (-len(rows) % per_round)
+    shares = share_of_rank(
+        store,
+        rows,
+        rank=rank,
+        dp_size=dp_size,
+        micro_batch_size=micro_batch_size,
+        packing=packing,
+    )
+    for share in shares:
+        yield collate(
+            store,
+            share,
+            pad_token_id=pad_token_id,
+            flatten=flatten,
+            max_length=max_length,
+            with_positions=with_positions,
+        )
+
+
+def _padded(longest: int, max_length: int | None) -> int:
+    """Width of a micro-batch: rounded up, but never over max_length for the rounding's sake."""
+    width = max(PAD_MULTIPLE, -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
+    return width if max_length is None else max(1, longest, min(width, max_length))

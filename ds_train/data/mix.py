@@ -1,0 +1,69 @@
+"""Which samples one epoch holds, and in which order: the mixture of sources, shuffled.
+
+A source's weight is the number of passes over it in one epoch. Every source has an endless
+stream of passes, each pass a permutation of its own; epoch e takes the slice from e x weight to
+(e + 1) x weight passes of it. So weight 0.5 takes one half in even epochs and the other half in
+odd ones, weight 2 takes each sample twice an epoch, and any weight is exact over time.
+
+Nothing here keeps a state: a permutation is made anew from (seed, purpose, numbers) each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def keyed_permutation(length: int, seed: int, purpose: str, *numbers: int) -> Ints:
+    """Permutation of range(length) that depends on the arguments alone.
+
+    The order of raw Philox words rather than numpy's `permutation`: numpy promises that the words
+    stay the same from one release to the next, and does not promise it for `permutation`.
+    """
+    text = "/".join(["ds_train", str(seed), purpose, *map(str, numbers)])
+    key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype="<u8")
+    words = np.random.Philox(key=key).random_raw(length)
+    return np.argsort(words, kind="stable")
+
+
+def epoch_samples(
+    sources: NDArray[np.integer], weights: Sequence[float], seed: int, epoch: int, shuffle: bool
+) -> Ints:
+    """Sample ids of one epoch, in the order in which they are packed into rows.
+
+    `sources` [num_samples] holds each sample's source; `weights[s]` the passes over source s in
+    an epoch. Unshuffled, every pass has the order of the files and sources follow one another.
+    """
+    parts = []
+    for source, weight in enumerate(weights):
+        members = np.flatnonzero(sources == source)
+        parts.append(members[_slice_of_passes(members.size, weight, seed, source, epoch, shuffle)])
+    samples = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    if shuffle:
+        samples = samples[keyed_permutation(samples.size, seed, "epoch", epoch)]
+    return samples.astype(np.int64)
+
+
+def _slice_of_passes(
+    length: int, weight: float, seed: int, source: int, epoch: int, shuffle: bool
+) -> Ints:
+    """Positions [epoch x weight, (epoch + 1) x weight) of a source's endless stream of passes."""
+    exact = Fraction(repr(float(weight)))  # 0.1 as the user wrote it, not its binary neighbour
+    start, stop = int(epoch * exact * length), int((epoch + 1) * exact * length)
+    parts = [np.empty(0, dtype=np.int64)]
+    while start < stop:
+        number, offset = divmod(start, length)
+        stop_here = min(length, offset + stop - start)
+        if shuffle:
+            one_pass = keyed_permutation(length, seed, "pass", source, number)
+        else:
+            one_pass = np.arange(length)
+        parts.append(one_pass[offset:stop_here])
+        start += stop_here - offset
+    return np.concatenate(parts)

@@ -1,0 +1,89 @@
+"""Packing: an epoch's samples become rows of at most max_length tokens.
+
+Best fit, longest first, inside windows of `WINDOW` consecutive samples of the shuffled order:
+each sample goes into the row with the least room that still holds it, or opens a new row.
+
+Worked example, max_length 10, one window (sample: tokens)::
+
+    order     a:4  b:7  c:3  d:6  e:2
+    longest first: b:7 | d:6 | a:4 | c:3 | e:2
+    b opens row 0 (3 left)      d opens row 1 (4 left)
+    a needs 4: only row 1 fits it, full        c needs 3: row 0 fits it, full
+    e needs 2: no room, opens row 2 (8 left)
+    rows      {b, c}  {a, d}  {e}
+
+Rows stand in the order in which the samples that opened them stood in the shuffle (b, d, e), so
+rows of long documents don't come first; inside a row the samples keep their shuffled order.
+
+Nothing is kept per sample but a number: the result is two integer arrays, offsets [num_rows + 1]
+and samples [num_samples]; row r is samples[offsets[r]:offsets[r + 1]]. For these five samples
+offsets = [0, 2, 4, 5] and samples = [b, c, a, d, e].
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_train.data.mix import Ints
+
+WINDOW = 8192
+"""Samples per window. Measured on 1M samples (chat-like lengths in rows of 2,048; lengths 5-80 in
+rows of 4,096): windows of 1,024 fill 99.5 % and 95.5 %, of 8,192 99.9 % and 99.4 %, of 16,384
+99.97 % and 99.7 %; all of them in 0.4-0.6 s."""
+
+
+def pack_rows(
+    samples: Ints, lengths: NDArray[np.integer], max_length: int, window: int = WINDOW
+) -> tuple[Ints, Ints]:
+    """Rows of at most max_length tokens out of `samples`, as (offsets, samples).
+
+    `samples` are ids into `lengths` (tokens of each sample); an id may come twice. Raises
+    ValueError for a sample longer than max_length, which tokenising should have dealt with.
+    """
+    wanted = lengths[samples]
+    if wanted.size and wanted.max() > max_length:
+        raise ValueError(f"a sample of {wanted.max():,} tokens, max_length is {max_length:,}")
+    row_of = np.empty(samples.size, dtype=np.int64)
+    num_rows = 0
+    for start in range(0, samples.size, window):
+        local = _best_fit(wanted[start : start + window], max_length)
+        row_of[start : start + window] = local + num_rows
+        num_rows += int(local.max()) + 1
+    offsets = np.zeros(num_rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row_of, minlength=num_rows), out=offsets[1:])
+    return offsets, samples[np.argsort(row_of, kind="stable")]
+
+
+def single_rows(samples: Ints) -> tuple[Ints, Ints]:
+    """One sample per row (packing: false), in the form of `pack_rows`."""
+    return np.arange(samples.size + 1, dtype=np.int64), samples
+
+
+def _best_fit(lengths: NDArray[np.integer], max_length: int) -> Ints:
+    """Row number of every sample of one window; rows numbered by their opener's position."""
+    longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
+    shift = len(lengths)
+    # Open rows as room x shift + row: sorted by room, the oldest row first where room is equal.
+    rooms: list[int] = []
+    openers: list[int] = []
+    rows = []
+    for position, length in zip(
+        longest_first.tolist(), lengths[longest_first].tolist(), strict=True
+    ):
+        found = bisect_left(rooms, length * shift)
+        if found < len(rooms):
+            room, row = divmod(rooms.pop(found), shift)
+        else:
+            room, row = max_length, len(openers)
+            openers.append(position)
+        rows.append(row)
+        if room > length:
+            insort(rooms, (room - length) * shift + row)
+    rank_of_row = np.empty(len(openers), dtype=np.int64)
+    rank_of_row[np.argsort(openers)] = np.arange(len(openers))
+    row_of = np.empty(len(lengths), dtype=np.int64)
+    row_of[longest_first] = rank_of_row[rows]
+    return row_of
