@@ -1,0 +1,238 @@
+"""Chooses what trains: a PEFT adapter over a frozen base, a part of the model, or all of it.
+
+Also writes the adapter in PEFT's own file format from a dictionary of trained tensors, so that
+saving never needs the model gathered.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ds_train.config.adapter import AdapterConfig
+from ds_train.errors import ConfigError, ModelError
+
+VIRTUAL_TOKEN_METHODS = ("prompt_tuning", "prefix_tuning")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_NAME = "default"
+
+
+def choose_trainable(model: nn.Module, config: AdapterConfig, *, base: str, seed: int) -> nn.Module:
+    """The model with `requires_grad` set and, for PEFT methods, its adapter attached.
+
+    Adapters are initialised from `seed` alone, alike on every rank and ZeRO stage.
+
+    Raises:
+        ConfigError: no module or parameter matches the recipe; ModelError: bad adapter folder.
+    """
+    if config.method == "full":
+        return model
+    if config.method == "partial":
+        _train_matching(model, config.trainable)
+        return model
+    if getattr(model, "is_quantized", False):
+        from peft import prepare_model_for_kbit_training  # only where bitsandbytes is in use
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    torch.manual_seed(seed)
+    if config.path is not None:
+        return _continue_adapter(model, config.path)
+    try:
+        adapted = get_peft_model(model, _peft_config(config, base), autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"adapter.target_modules = {config.target_modules!r}: {str(error).splitlines()[0]} "
+            f"Linear layers of this model: {', '.join(_linear_names(model))}."
+        ) from error
+    return adapted
+
+
+def _train_matching(model: nn.Module, patterns: list[str]) -> None:
+    matched = 0
+    for name, parameter in model.named_parameters():
+        trains = any(re.search(pattern, name) for pattern in patterns)
+        parameter.requires_grad_(trains)
+        matched += trains
+    if not matched:
+        names = [name for name, _ in model.named_parameters()]
+        raise ConfigError(
+            f"adapter.trainable = {patterns!r}: no parameter name matches; the model has names "
+            f"like {names[0]!r} and {names[-1]!r}."
+        )
+
+
+def _continue_adapter(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return PeftModel.from_pretrained(
+            model, path, is_trainable=True, autocast_adapter_dtype=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"adapter.path = {path!r}: not an adapter of this model "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
+    }
+    return sorted(names)
+
+
+def _peft_config(config: AdapterConfig, base: str) -> PeftConfig:
+    common: dict[str, Any] = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base}
+    if config.method == "lora":
+        return LoraConfig(
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=config.target_modules or "all-linear",
+            exclude_modules=config.exclude_modules,
+            modules_to_save=config.modules_to_save or None,
+            use_dora=config.use_dora,
+            use_rslora=config.use_rslora,
+            init_lora_weights=True if config.init == "default" else config.init,
+            **common,
+        )
+    if config.method == "ia3":
+        return IA3Config(
+            target_modules=config.target_modules,
+            feedforward_modules=config.feedforward_modules,
+            exclude_modules=config.exclude_modules,
+            modules_to_save=config.modules_to_save or None,
+            **common,
+        )
+    common["num_virtual_tokens"] = config.num_virtual_tokens
+    if config.method == "prefix_tuning":
+        return PrefixTuningConfig(**common)
+    if config.prompt_init_text is None:
+        return PromptTuningConfig(**common)
+    return PromptTuningConfig(
+        prompt_tuning_init=PromptTuningInit.TEXT,
+        prompt_tuning_init_text=config.prompt_init_text,
+        tokenizer_name_or_path=base,
+        **common,
+    )
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, lora_plus_lr_ratio: float | None
+) -> list[dict[str, Any]]:
+    """Optimizer groups of the trainable parameters; none of them is empty.
+
+    Vectors (biases, norms, IA3 scales) are spared the decay; LoRA's B matrices get
+    `lr_scale` = lora_plus_lr_ratio. An empty group would make DeepSpeed and torch disagree about
+    the number of groups, so only those with parameters are returned.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        decay = weight_decay if len(shape) >= 2 else 0.0
+        is_b = ".lora_B." in name or ".lora_embedding_B." in name
+        scale = lora_plus_lr_ratio if lora_plus_lr_ratio is not None and is_b else 1.0
+        groups.setdefault((decay, scale), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), params in sorted(groups.items())
+    ]
+
+
+def initial_lora(model: nn.Module, config: AdapterConfig) -> dict[str, Tensor]:
+    """PiSSA only: the first A and B, which its base weights have lost. Names as in the model."""
+    if config.method != "lora" or config.init != "pissa" or config.path is not None:
+        return {}
+    return {
+        name: parameter.detach().float().cpu().clone()
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+def restore_residual(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """PiSSA resume: make the base weights those of the first start, W - scale B0 A0.
+
+    The decomposition has been computed anew while the model was built; where it came out
+    otherwise (another machine), the difference is moved back into the base weight.
+    """
+    for name, module in model.named_modules():
+        key = f"{name}.lora_A.{ADAPTER_NAME}.weight"
+        if key not in saved:
+            continue
+        key_b = key.replace(".lora_A.", ".lora_B.")
+        a_now = module.lora_A[ADAPTER_NAME].weight.detach().float()
+        b_now = module.lora_B[ADAPTER_NAME].weight.detach().float()
+        if torch.equal(a_now, saved[key]) and torch.equal(b_now, saved[key_b]):
+            continue
+        weight = module.get_base_layer().weight
+        change = b_now @ a_now - saved[key_b].to(b_now) @ saved[key].to(a_now)
+        weight.data += (module.scaling[ADAPTER_NAME] * change).to(weight.dtype)
+
+
+def write_adapter(
+    model: PeftModel, trained: Mapping[str, Tensor], initial: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, as plain PEFT reads them.
+
+    Args:
+        trained: parameter name (as in `model`) -> trained tensor, whole, on the CPU.
+        initial: PiSSA's first A and B, else empty; the adapter is then written as an ordinary
+            LoRA of rank 2r over the untouched base: B A - B0 A0 = [B, -B0] [A; A0].
+    """
+    config = model.peft_config[ADAPTER_NAME]
+    if config.is_prompt_learning:
+        (embedding,) = [tensor for name, tensor in trained.items() if "prompt_encoder" in name]
+        tensors = {"prompt_embeddings": embedding}
+    else:
+        tensors = get_peft_model_state_dict(
+            model, state_dict=dict(trained), save_embedding_layers=False
+        )
+    config = type(config).from_peft_type(**config.to_dict())
+    config.inference_mode = True
+    if initial:
+        tensors = _plain_lora(tensors, initial)
+        config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
+        config.r *= 2
+        config.init_lora_weights = True
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        str(folder / ADAPTER_WEIGHTS),
+        metadata={"format": "pt"},
+    )
+    config.save_pretrained(str(folder))
+
+
+def _plain_lora(tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result = {}
+    for name, tensor in tensors.items():
+        first = initial.get(name.replace(".weight", f".{ADAPTER_NAME}.weight"))
+        if first is None:
+            result[name] = tensor
+        elif ".lora_A." in name:
+            result[name] = torch.cat([tensor, first.to(tensor)], dim=0)
+        else:
+            result[name] = torch.cat([tensor, -first.to(tensor)], dim=1)
+    return result
