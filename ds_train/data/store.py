@@ -1,0 +1,303 @@
+"""Tokenised samples in flat files, memory-mapped: what prepare writes once and every rank reads.
+
+A store is a folder of raw arrays and `meta.json`, which is written last and holds each file's size
+and checksum. It is made in a temporary folder and published by one rename, so a reader sees a
+whole store or none, and of several writers the first to rename wins.
+
+    tokens.bin      uint16 or uint32 [num_tokens]  ids of all samples, one after the other
+    mask.bin        uint8  [num_tokens]            1 where the token is a supervised target
+    lengths.bin     int32  [N]                     tokens of each sample
+    supervised.bin  int32  [N]                     supervised tokens of each sample
+    sources.bin     int16  [N]                     index of the source
+    hashes.bin      uint64 [N]                     content of the sample (ids and mask)
+    ordinals.bin    int64  [N]                     row number in its source, from 0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ds_train.errors import DataError
+
+STORE_VERSION = 1
+META_NAME = "meta.json"
+_SAMPLE_DTYPES = {
+    "lengths": "<i4",
+    "supervised": "<i4",
+    "sources": "<i2",
+    "hashes": "<u8",
+    "ordinals": "<i8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleChunk:
+    """Some samples as flat arrays: tokens, mask [num_tokens]; the others [num_samples]."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    lengths: np.ndarray
+    sources: np.ndarray
+    ordinals: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        sources: Sequence[int],
+        ordinals: Sequence[int],
+    ) -> SampleChunk:
+        """Chunk of samples given one by one; the mask of each first token is cleared."""
+        for mask in masks:
+            mask[:1] = False
+        empty = [np.zeros(0, np.uint32)]
+        return cls(
+            tokens=np.concatenate([*empty, *ids]).astype(np.uint32),
+            mask=np.concatenate([np.zeros(0, np.uint8), *masks]).astype(np.uint8),
+            lengths=np.array([len(one) for one in ids], np.int32),
+            sources=np.array(sources, np.int16),
+            ordinals=np.array(ordinals, np.int64),
+        )
+
+
+def sample_hash(ids: np.ndarray, mask: np.ndarray) -> int:
+    """64-bit hash of one sample's content; the same on every machine and for every id width."""
+    digest = hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=8)
+    digest.update(mask.astype(np.uint8).tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+class StoreWriter:
+    """Appends chunks to a store that appears at `folder` when the `with` block ends well."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = {}
+        self._dtypes = {
+            "tokens": "<u2" if vocab_size < 2**16 else "<u4",
+            "mask": "|u1",
+            **_SAMPLE_DTYPES,
+        }
+        self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        self._files: dict[str, BinaryIO] = {}
+        self._digests = {name: hashlib.blake2b(digest_size=16) for name in self._dtypes}
+        self._num_tokens = self._num_samples = 0
+
+    def __enter__(self) -> StoreWriter:
+        try:
+            self._temporary.mkdir(parents=True)
+            for name in self._dtypes:
+                self._files[name] = (self._temporary / f"{name}.bin").open("wb")
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+        return self
+
+    def append(self, chunk: SampleChunk) -> None:
+        """Writes a chunk; samples keep the order in which they come."""
+        ends = np.cumsum(chunk.lengths, dtype=np.int64)
+        starts = ends - chunk.lengths
+        spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
+        totals = np.concatenate([[0], np.cumsum(chunk.mask, dtype=np.int64)])
+        hashes = [sample_hash(chunk.tokens[a:b], chunk.mask[a:b]) for a, b in spans]
+        arrays = {
+            "tokens": chunk.tokens,
+            "mask": chunk.mask,
+            "lengths": chunk.lengths,
+            "supervised": totals[ends] - totals[starts],
+            "sources": chunk.sources,
+            "hashes": np.array(hashes, np.uint64),
+            "ordinals": chunk.ordinals,
+        }
+        for name, array in arrays.items():
+            data = np.ascontiguousarray(array, self._dtypes[name]).tobytes()
+            self._digests[name].update(data)
+            try:
+                self._files[name].write(data)
+            except OSError as error:
+                raise _cannot_write(self.folder, error) from error
+        self._num_tokens += len(chunk.tokens)
+        self._num_samples += len(chunk.lengths)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            for file in self._files.values():
+                file.close()
+            if kind is None:
+                self._publish()
+        except OSError as failure:
+            raise _cannot_write(self.folder, failure) from failure
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _publish(self) -> None:
+        """Writes meta.json, then renames; a whole store already there is left as it is."""
+        files = {
+            name: {
+                "dtype": dtype,
+                "num_bytes": (self._temporary / f"{name}.bin").stat().st_size,
+                "blake2b": self._digests[name].hexdigest(),
+            }
+            for name, dtype in self._dtypes.items()
+        }
+        meta = {
+            "version": STORE_VERSION,
+            "num_samples": self._num_samples,
+            "num_tokens": self._num_tokens,
+            "files": files,
+            **self.meta,
+        }
+        with (self._temporary / META_NAME).open("w", encoding="utf-8") as file:
+            json.dump(meta, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        if store_fault(self.folder) is not None:
+            remove_store(self.folder)
+        try:
+            self._temporary.rename(self.folder)
+        except OSError:
+            if store_fault(self.folder) is not None:
+                raise
+
+
+def _cannot_write(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f'data.cache_dir = "{folder.parent}": {error.strerror or error}; free some space or '
+        "choose another folder with data.cache_dir or $DS_TRAIN_CACHE."
+    )
+
+
+def remove_store(folder: Path) -> None:
+    """Removes a broken store; it is renamed first, so that no reader opens half of it."""
+    doomed = folder.with_name(f".{folder.name}.broken-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def store_fault(folder: Path, *, checksums: bool = False) -> str | None:
+    """What is wrong with the store in `folder`, or None; `checksums` reads every byte."""
+    try:
+        meta = json.loads((folder / META_NAME).read_text(encoding="utf-8"))
+        if meta["version"] != STORE_VERSION:
+            return f"version {meta['version']}, not {STORE_VERSION}"
+        for name, facts in meta["files"].items():
+            path = folder / f"{name}.bin"
+            if path.stat().st_size != facts["num_bytes"]:
+                return f"{name}.bin has {path.stat().st_size:,} of {facts['num_bytes']:,} bytes"
+            if checksums and _digest(path) != facts["blake2b"]:
+                return f"{name}.bin does not match its checksum"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{META_NAME} can't be read ({error})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenStore:
+    """Samples of a store, read-only: all of them, or those that `select` named."""
+
+    lengths: np.ndarray
+    """int32 [N]: tokens of each sample."""
+    supervised: np.ndarray
+    """int32 [N]: tokens of each sample that are supervised targets."""
+    sources: np.ndarray
+    """int16 [N]: index of the source."""
+    hashes: np.ndarray
+    """uint64 [N]: content; equal samples have equal hashes."""
+    ordinals: np.ndarray
+    """int64 [N]: row number in the source, from 0; the pieces of a split row share it."""
+    starts: np.ndarray
+    """int64 [N]: where the sample begins in the flat arrays."""
+    flat_tokens: np.ndarray
+    """uint16 or uint32 [all tokens], memory-mapped."""
+    flat_mask: np.ndarray
+    """uint8 [all tokens], memory-mapped."""
+    meta: Mapping[str, Any]
+    """Contents of meta.json."""
+
+    @classmethod
+    def open(cls, folder: Path | str) -> TokenStore:
+        """Opens a whole store without reading its tokens; DataError when it is broken."""
+        folder = Path(folder)
+        if fault := store_fault(folder):
+            raise DataError(
+                f'data.cache_dir: tokenised data in "{folder}" can\'t be used: {fault}; '
+                "remove the folder, then `ds-train data` makes it anew."
+            )
+        meta = json.loads((folder / META_NAME).read_text(encoding="utf-8"))
+        flat = {
+            name: _memory_map(folder / f"{name}.bin", facts["dtype"])
+            for name, facts in meta["files"].items()
+        }
+        ends = np.cumsum(flat["lengths"], dtype=np.int64)
+        return cls(
+            **{name: flat[name] for name in _SAMPLE_DTYPES},
+            starts=ends - flat["lengths"],
+            flat_tokens=flat["tokens"],
+            flat_mask=flat["mask"],
+            meta=meta,
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, N."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all samples together."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+    @property
+    def num_supervised(self) -> int:
+        """Supervised tokens of all samples together."""
+        return int(self.supervised.sum(dtype=np.int64))
+
+    def tokens(self, index: int) -> np.ndarray:
+        """Ids of a sample: uint16 or uint32 [len], read-only."""
+        start = self.starts[index]
+        return self.flat_tokens[start : start + self.lengths[index]]
+
+    def mask(self, index: int) -> np.ndarray:
+        """bool [len], True where the token is a supervised target; the first is always False."""
+        start = self.starts[index]
+        return self.flat_mask[start : start + self.lengths[index]].view(bool)
+
+    def select(self, indices: np.ndarray) -> TokenStore:
+        """The same files with only these samples, in this order."""
+        return TokenStore(
+            **{name: getattr(self, name)[indices] for name in (*_SAMPLE_DTYPES, "starts")},
+            flat_tokens=self.flat_tokens,
+            flat_mask=self.flat_mask,
+            meta=self.meta,
+        )
+
+
+def _memory_map(path: Path, dtype: str) -> np.ndarray:
+    if path.stat().st_size == 0:  # an empty file can't be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
