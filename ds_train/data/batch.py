@@ -14,36 +14,22 @@ after another in a single row [1, tokens], nothing padded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ds_train.data.mix import Ints
 from ds_train.data.pack import pack_rows, single_rows
+from ds_train.data.store import TokenStore
 
 IGNORE = -100
 """Label of a position that is not learned from; torch's cross entropy knows it by this number."""
 
 PAD_MULTIPLE = 8
 """Row lengths are rounded up to this: tensor cores want it, and it costs a token or two."""
-
-
-class TokenTable(Protocol):
-    """What batches need of a `TokenStore`."""
-
-    @property
-    def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each sample."""
-
-    def tokens(self, index: int) -> NDArray[Any]:
-        """Token ids of a sample [length]."""
-
-    def mask(self, index: int) -> NDArray[Any]:
-        """True where the token of the sample is a supervised target [length]."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ class Batch:
         """The same batch in page-locked memory, from which a GPU copies on its own."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
-    def _mapped(self, change: Any) -> Batch:
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         positions = None if self.position_ids is None else change(self.position_ids)
         return replace(
             self,
@@ -80,7 +66,7 @@ class Batch:
 
 
 def collate(
-    store: TokenTable,
+    store: TokenStore,
     rows: Sequence[Ints],
     *,
     pad_token_id: int,
@@ -103,7 +89,8 @@ def collate(
         line = 0 if flatten else number
         start = start if flatten else 0
         for sample in row.tolist():
-            ids, mask = store.tokens(sample), store.mask(sample)
+            # int64 before IGNORE comes near: stored ids are unsigned and would wrap it around
+            ids, mask = store.tokens(sample).astype(np.int64), store.mask(sample)
             stop = start + len(ids)
             input_ids[line, start:stop] = ids
             labels[line, start : stop - 1] = np.where(mask[1:], ids[1:], IGNORE)
@@ -121,7 +108,7 @@ def collate(
 
 
 def share_of_rank(
-    store: TokenTable,
+    store: TokenStore,
     rows: Sequence[Ints],
     *,
     rank: int,
@@ -148,7 +135,7 @@ def share_of_rank(
 
 
 def step_batches(
-    store: TokenTable,
+    store: TokenStore,
     step_rows: Sequence[Ints],
     *,
     rank: int,
@@ -183,7 +170,7 @@ def step_batches(
 
 
 def eval_batches(
-    store: TokenTable,
+    store: TokenStore,
     *,
     rank: int,
     dp_size: int,
@@ -204,8 +191,7 @@ def eval_batches(
         offsets, samples = pack_rows(samples, store.lengths, max_length)
     else:
         offsets, samples = single_rows(samples)
-    rows = [samples[a:b] for a, b in zip(offsets[:max_rows], offsets[1:], strict=False)]
-    rows = rows[:max_rows]
+    rows = [samples[start:stop] for start, stop in pairwise(offsets)][:max_rows]
     per_round = dp_size * micro_batch_size
     rows += [np.empty(0, dtype=np.int64)] * (-len(rows) % per_round)
     shares = share_of_rank(

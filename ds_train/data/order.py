@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from threading import RLock
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +25,8 @@ from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
 from ds_train.data.mix import Ints, epoch_samples
 from ds_train.data.pack import pack_rows, single_rows
+from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
-
-
-class SampleTable(Protocol):
-    """What planning needs to know of a `TokenStore`: three numbers per sample."""
-
-    lengths: NDArray[np.int32]
-    supervised: NDArray[np.int32]
-    sources: NDArray[np.int16]
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class RowPlan:
 
     def __init__(
         self,
-        store: SampleTable,
+        store: TokenStore,
         data_config: DataConfig,
         seed: int,
         source_weights: Sequence[float],
