@@ -1,0 +1,255 @@
+"""Checkpoints that resume on any number of ranks and at any ZeRO stage.
+
+A checkpoint is a folder with the fp32 weights and optimizer tensors of what trains, each
+parameter whole and under its own name, dealt over the ranks' files by size:
+
+    step-00000050/
+      state/rank-00000.safetensors   "<parameter>|param", "<parameter>|exp_avg", ...
+      adapter_config.json, adapter_model.safetensors      for PEFT methods; plain PEFT reads them
+      checkpoint.json                what it belongs to; its presence says that all is there
+
+It is written under another name, and renamed when complete: a kill at any moment leaves the
+folder `latest` points to as it was. DeepSpeed's own format is not used because it is tied to the
+ZeRO stage and the number of ranks (its universal converter does not cross from ZeRO-2 to 3).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ds_train.engine.engine import Engine, State
+from ds_train.errors import CheckpointError
+from ds_train.paths import RunPaths
+from ds_train.units import format_bytes
+
+FACTS = "checkpoint.json"
+SEPARATOR = "|"
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint belongs to and where the run stood."""
+
+    step: int
+    """Optimizer steps made."""
+    num_updates: int
+    """Of these, the ones that changed the weights (fp16 may skip some)."""
+    total_tokens: int
+    best_loss: float | None
+    """Lowest validation loss so far."""
+    base_fingerprint: str
+    data_fingerprint: str
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    state_files: list[str] = field(default_factory=list)
+
+
+def save_checkpoint(
+    paths: RunPaths,
+    engine: Engine,
+    facts: CheckpointFacts,
+    write_extra: Any = None,
+) -> Path:
+    """Write the checkpoint of `facts.step`. A collective call; every rank returns its folder.
+
+    Args:
+        write_extra: called on rank 0 with (folder, {parameter name: fp32 tensor}) for files
+            beside the state, such as the adapter in PEFT's format; None for none.
+
+    Raises:
+        CheckpointError: on every rank, if one could not write; older checkpoints are untouched.
+    """
+    ranks = engine.ranks
+    final = paths.checkpoint(facts.step)
+    partial = final.with_name(_PARTIAL + final.name)
+    tensors, trained = _collect(engine, keep_all_params=write_extra is not None)
+    error: OSError | SafetensorError | None = None
+    try:
+        (partial / "state").mkdir(parents=True, exist_ok=True)
+        _write_durably(partial / "state" / _state_file(ranks.rank), tensors)
+        if ranks.is_main and write_extra is not None:
+            write_extra(partial, trained)
+    except (OSError, SafetensorError) as failure:
+        error = failure
+    if ranks.any(error is not None):
+        ranks.barrier()
+        if ranks.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(_write_failure(final, error))
+    if ranks.is_main:
+        files = [_state_file(rank) for rank in range(ranks.world_size)]
+        facts = CheckpointFacts(**{**asdict(facts), "state_files": files})
+        (partial / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n")
+        _publish(partial, final)
+    ranks.barrier()
+    return final
+
+
+def _collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:
+    """This rank's share of the state, and on rank 0 every trained weight if it is wanted."""
+    ranks = engine.ranks
+    mine: State = {}
+    trained: State = {}
+    load = [0] * ranks.world_size
+    for name, parameter in engine.trainable():
+        state = engine.read_state(parameter)
+        owner = load.index(min(load))
+        load[owner] += sum(tensor.numel() for tensor in state.values())
+        if owner == ranks.rank:
+            for key, tensor in state.items():
+                mine[f"{name}{SEPARATOR}{key}"] = tensor.contiguous()
+        if keep_all_params and ranks.is_main:
+            trained[name] = state["param"]
+    return mine, trained
+
+
+def _state_file(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file(dict(tensors), str(path), metadata={"format": "pt"})
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write_failure(folder: Path, error: Exception | None) -> str:
+    reason = str(error) if error is not None else "another rank could not write"
+    free = format_bytes(shutil.disk_usage(_existing(folder)).free)
+    return (
+        f"checkpoint {folder.name} could not be written to {str(folder.parent)!r}: {reason} "
+        f"({free} free there). The previous checkpoint is whole; make room or choose another "
+        "output_dir, then start the same command again to go on from it."
+    )
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _publish(partial: Path, final: Path) -> None:
+    if final.exists():  # of an earlier attempt at the same step: same content, so replaced
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync_folder(final.parent)
+    point_to(final.parent / "latest", final.name)
+
+
+def point_to(pointer: Path, name: str) -> None:
+    """Make the text file `pointer` name a checkpoint, in one atomic move."""
+    new = pointer.with_name(f".{pointer.name}.new")
+    new.write_text(name + "\n")
+    new.replace(pointer)
+    _sync_folder(pointer.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune(paths: RunPaths, keep: int) -> None:
+    """Remove all but the `keep` latest checkpoints and the one that `best` names."""
+    best = pointed_at(paths.checkpoints / "best")
+    for folder in complete_checkpoints(paths)[:-keep]:
+        if best is None or folder.name != best.name:
+            shutil.rmtree(folder)
+
+
+def remove_partial(paths: RunPaths) -> None:
+    """Remove what a killed save left behind."""
+    for folder in paths.checkpoints.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def complete_checkpoints(paths: RunPaths) -> list[Path]:
+    """Folders of all complete checkpoints, oldest first."""
+    return sorted(facts.parent for facts in paths.checkpoints.glob(f"step-*/{FACTS}"))
+
+
+def pointed_at(pointer: Path) -> Path | None:
+    """The checkpoint folder that `latest` or `best` names, or None."""
+    if not pointer.is_file():
+        return None
+    folder = pointer.parent / pointer.read_text().strip()
+    return folder if (folder / FACTS).is_file() else None
+
+
+def latest_checkpoint(paths: RunPaths) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    folders = complete_checkpoints(paths)
+    return folders[-1] if folders else None
+
+
+def read_facts(folder: Path) -> CheckpointFacts:
+    """What a checkpoint belongs to.
+
+    Raises:
+        CheckpointError: it is not a complete checkpoint of ours.
+    """
+    try:
+        return CheckpointFacts(**json.loads((folder / FACTS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{str(folder)!r} is not a complete checkpoint: {error}") from None
+
+
+def load_checkpoint(folder: Path, engine: Engine, facts: CheckpointFacts) -> None:
+    """Put the saved weights and optimizer tensors back, whatever layout they were saved on.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a parameter has no saved state.
+    """
+    places = state_places(folder, facts)
+    names = [name for name, _ in engine.trainable()]
+    absent = [name for name in names if name not in places]
+    if absent or len(places) != len(names):
+        surplus = sorted(set(places) - set(names))
+        raise CheckpointError(
+            f"{str(folder)!r} does not belong to this recipe: {len(absent)} of {len(names)} "
+            f"trained parameters are not in it ({', '.join(absent[:3]) or 'none'}), and it has "
+            f"{len(surplus)} others ({', '.join(surplus[:3]) or 'none'})."
+        )
+
+    def states() -> Iterator[tuple[nn.Parameter, State]]:
+        for name, parameter in engine.trainable():
+            yield parameter, read_parameter(*places[name])
+
+    engine.write_states(states(), facts.num_updates)
+    engine.loss_scale = facts.loss_scale
+
+
+def state_places(folder: Path, facts: CheckpointFacts) -> dict[str, tuple[Path, list[str]]]:
+    """Parameter name -> the file that holds its tensors, and their full keys."""
+    places: dict[str, tuple[Path, list[str]]] = {}
+    for name in facts.state_files:
+        path = folder / "state" / name
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    parameter = key.rsplit(SEPARATOR, 1)[0]
+                    places.setdefault(parameter, (path, []))[1].append(key)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{str(path)!r} is missing or damaged ({error}). Remove the checkpoint folder "
+                f"{folder.name} to go on from the one before it."
+            ) from None
+    return places
+
+
+def read_parameter(path: Path, keys: list[str]) -> State:
+    """The saved tensors of one parameter: {"param": ..., "exp_avg": ...}."""
+    with safe_open(str(path), framework="pt") as file:
+        return {key.rsplit(SEPARATOR, 1)[1]: file.get_tensor(key) for key in keys}

@@ -1,0 +1,306 @@
+"""DeepSpeed, and the only file that imports it.
+
+`Engine` keeps the contract that the step relies on: gradients add up over micro-batches and
+ranks and are never averaged, the gradient norm is known at every stage, and the trainable state
+can be read and written parameter by parameter, whole, whatever the ZeRO stage and the number of
+ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from ds_train.config.train import TrainConfig
+from ds_train.data.batch import Batch
+from ds_train.engine.ranks import Ranks
+
+Groups = list[dict[str, Any]]
+State = dict[str, Tensor]
+
+_SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def start_process_group(ranks: Ranks) -> None:
+    """Join the other ranks (NCCL on GPUs, gloo on the CPU)."""
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # DeepSpeed would compile a shared-memory all-reduce at every start on a CPU (up to 100 s,
+        # and 66 MiB of /dev/shm per rank that nobody frees). gloo does the work.
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    if ranks.world_size == 1:
+        defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        defaults |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        for key, value in defaults.items():
+            os.environ.setdefault(key, value)
+    deepspeed.init_distributed(dist_backend=None, verbose=False)
+
+
+def stop_process_group() -> None:
+    """Leave the others."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def sharded_loading(ds_config: dict[str, Any], pretrained: bool) -> HfDeepSpeedConfig | None:
+    """Under ZeRO-3, what makes transformers load weights into shards, as long as it is kept."""
+    if ds_config["zero_optimization"]["stage"] == 3 and pretrained:
+        return HfDeepSpeedConfig(ds_config)
+    return None
+
+
+def build_engine(
+    model: nn.Module,
+    groups: Groups,
+    *,
+    train: TrainConfig,
+    ds_config: dict[str, Any],
+    coalesce: bool,
+    ranks: Ranks,
+) -> Engine:
+    """Hand the model and its optimizer to DeepSpeed."""
+    offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
+    optimizer, optimizer_name = _build_optimizer(groups, train, offload.get("device", "none"))
+    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    return Engine(wrapped, ranks, train, coalesce=coalesce, optimizer_name=optimizer_name)
+
+
+def _build_optimizer(
+    groups: Groups, train: TrainConfig, offload: str
+) -> tuple[torch.optim.Optimizer, str]:
+    # The learning rate is set before every step; until then it must be 0, not a default.
+    if train.optim == "adafactor":
+        optimizer = torch.optim.Adafactor(groups, lr=0.0)
+        return optimizer, "Adafactor (torch)"
+    kwargs: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (train.adam_beta1, train.adam_beta2),
+        "eps": train.adam_epsilon,
+    }
+    if offload in ("cpu", "nvme"):
+        try:
+            from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles C++: only when wanted
+
+            return DeepSpeedCPUAdam(groups, adamw_mode=True, **kwargs), "DeepSpeedCPUAdam"
+        except (RuntimeError, OSError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            return torch.optim.AdamW(groups, **kwargs), (
+                f"AdamW (torch) on the CPU, as DeepSpeedCPUAdam did not build: {reason}"
+            )
+    return torch.optim.AdamW(groups, fused=True, **kwargs), "AdamW (torch, fused)"
+
+
+class Engine:
+    """A model under DeepSpeed whose gradients add up."""
+
+    def __init__(
+        self,
+        engine: Any,
+        ranks: Ranks,
+        train: TrainConfig,
+        *,
+        coalesce: bool,
+        optimizer_name: str,
+    ) -> None:
+        self._engine = engine
+        self.ranks = ranks
+        self.optimizer_name = optimizer_name
+        self._coalesce = coalesce
+        self._max_grad_norm = train.max_grad_norm
+        self._plain_grad_norm: float | None = None
+        self.stage: int = engine.zero_optimization_stage()
+        if self._optimizes_directly:
+            engine.optimizer.register_step_pre_hook(self._clip_before_step)
+        elif self.stage == 0:
+            # DeepSpeed made the state with a step on zero gradients, which Adam's bias correction
+            # would count; without it the first update is that of every other stage.
+            engine.basic_optimizer.state.clear()
+
+    @property
+    def _optimizes_directly(self) -> bool:
+        """Stage 0 in fp32: DeepSpeed steps the torch optimizer itself and keeps no norm."""
+        return self._engine.optimizer is self._engine.basic_optimizer
+
+    @property
+    def module(self) -> nn.Module:
+        """The module under DeepSpeed."""
+        return self._engine.module
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss sum over the micro-batch's supervised tokens [] fp32, and right argmaxes []."""
+        return self._engine(batch.input_ids, batch.labels, batch.position_ids)
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Around all backwards of one step: reduces gradients once, at the end, if coalescing."""
+        return self._engine.coalesce_grad_reduction() if self._coalesce else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this loss's gradients. DeepSpeed averages over ranks, so dp_size undoes that."""
+        self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        """Update the weights; returns the global gradient norm before clipping.
+
+        inf where fp16 overflowed: the loss scale was lowered and the weights left alone.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        self._engine.step()
+        if self._optimizes_directly:
+            assert self._plain_grad_norm is not None
+            return self._plain_grad_norm
+        if getattr(self._engine.optimizer, "overflow", False):
+            return float("inf")
+        return float(self._engine.get_global_grad_norm())
+
+    def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self._max_grad_norm or float("inf")
+        self._plain_grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+
+    def train_mode(self, training: bool) -> None:
+        """Dropout on or off."""
+        self._engine.train(training)
+
+    # The trainable state, parameter by parameter, whole and on the CPU.
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name (of the model inside our wrapper) and parameter of everything that trains."""
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                yield name.removeprefix("model."), parameter
+
+    def read_state(self, parameter: nn.Parameter) -> State:
+        """fp32 "param" and the optimizer's tensors of one parameter. A collective call."""
+        if self.stage == 0:
+            master = self._master(parameter)
+            tensors = {"param": master, **_tensors(self._engine.basic_optimizer.state[master])}
+        else:
+            tensors = {"param": safe_get_full_fp32_param(parameter)}
+            for key in self._sharded_keys():
+                tensors[key] = safe_get_full_optimizer_state(parameter, key)
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        return {
+            key: tensor.detach().cpu().view(shape) if tensor.numel() == shape.numel() else tensor
+            for key, tensor in tensors.items()
+        }
+
+    def write_states(self, states: Iterator[tuple[nn.Parameter, State]], num_steps: int) -> None:
+        """Set what `read_state` returned for every trainable parameter. A collective call.
+
+        Args:
+            num_steps: updates that the optimizer had made, for its bias correction.
+        """
+        self._create_states(num_steps)
+        for parameter, tensors in states:
+            tensors = {key: tensor.to(self.ranks.device) for key, tensor in tensors.items()}
+            if self.stage == 0:
+                self._write_unsharded(parameter, tensors)
+                continue
+            safe_set_full_fp32_param(parameter, tensors.pop("param"))
+            for key, tensor in tensors.items():
+                safe_set_full_optimizer_state(parameter, tensor, key)
+        self._publish()
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that the optimizer has made; fewer than the steps where fp16 overflowed."""
+        states = self._engine.basic_optimizer.state
+        return max((int(state["step"]) for state in states.values() if "step" in state), default=0)
+
+    @property
+    def loss_scale(self) -> dict[str, float]:
+        """State of fp16's dynamic loss scale; empty in other dtypes."""
+        scaler = self._loss_scaler()
+        return {key: getattr(scaler, key) for key in _SCALER_KEYS if hasattr(scaler, key)}
+
+    @loss_scale.setter
+    def loss_scale(self, saved: dict[str, float]) -> None:
+        for key, value in saved.items():
+            setattr(self._loss_scaler(), key, value)
+
+    def _loss_scaler(self) -> Any:
+        optimizer = self._engine.optimizer
+        if not self._engine.fp16_enabled():
+            return None
+        return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
+
+    def _partitions(self) -> list[Tensor]:
+        """The fp32 tensors that this rank's optimizer updates."""
+        if self.stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        groups = self._engine.basic_optimizer.param_groups
+        return [tensor for group in groups for tensor in group["params"]]
+
+    def _sharded_keys(self) -> list[str]:
+        self._create_states(None)
+        return sorted(_tensors(self._engine.basic_optimizer.state[self._partitions()[0]]))
+
+    def _create_states(self, num_steps: int | None) -> None:
+        """Adam's state, which it makes at its first update only; and its count of updates."""
+        inner = self._engine.basic_optimizer
+        counts_in_tensor = isinstance(inner, torch.optim.AdamW | torch.optim.Adafactor)
+        for partition in self._partitions():
+            state = inner.state[partition]
+            if not state and not isinstance(inner, torch.optim.Adafactor):
+                state["exp_avg"] = torch.zeros_like(partition.data)
+                state["exp_avg_sq"] = torch.zeros_like(partition.data)
+            if num_steps is not None or "step" not in state:
+                count = torch.tensor(float(num_steps or 0), device=partition.device)
+                state["step"] = count if counts_in_tensor else num_steps or 0
+        if self.stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _publish(self) -> None:
+        """Carry the fp32 weights over to those that the model computes with."""
+        optimizer = self._engine.optimizer
+        if self.stage in (1, 2):
+            optimizer.update_lp_params()
+        elif self.stage == 3:
+            optimizer._partition_all_parameters()
+            for index in range(len(optimizer.fp16_groups)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(index)
+            if optimizer.persistent_parameters:
+                optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        """Stage 0: the fp32 tensor that the optimizer updates for a parameter."""
+        if self._optimizes_directly:
+            return parameter
+        optimizer = self._engine.optimizer
+        for lows, highs in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for low, high in zip(lows, highs, strict=True):
+                if low is parameter:
+                    return high
+        raise KeyError("not a parameter of the optimizer")
+
+    def _write_unsharded(self, parameter: nn.Parameter, tensors: State) -> None:
+        master = self._master(parameter)
+        value = tensors.pop("param")
+        master.data.copy_(value)
+        parameter.data.copy_(value)
+        self._engine.basic_optimizer.state[master].update(tensors)
+
+
+def _tensors(state: dict[str, Any]) -> State:
+    """The optimizer's tensors without its counter."""
+    return {k: v for k, v in state.items() if k != "step" and torch.is_tensor(v)}

@@ -1,0 +1,65 @@
+"""Who this process is among the others, and the few collectives that we call ourselves."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place; every rank holds a share of the data, so dp_size is world_size."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """What the launcher has set; a process of its own is rank 0 of 1."""
+        environment = os.environ
+        return cls(
+            rank=int(environment.get("RANK", 0)),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            world_size=int(environment.get("WORLD_SIZE", 1)),
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes and speaks for all."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator of this rank, or the CPU."""
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank)
+        return torch.device("cpu")
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over all ranks; a new tensor where `values` lay."""
+        result = values.to(self.device, copy=True)
+        if self.world_size > 1:
+            dist.all_reduce(result)
+        return result.to(values.device)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on at least one rank; the same answer everywhere."""
+        return bool(self.sum(torch.tensor([float(flag)])).item() > 0)
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory so far: allocated on the GPU, or resident in this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

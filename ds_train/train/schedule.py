@@ -1,0 +1,73 @@
+"""The learning rate as a pure function of where the run stands.
+
+    warm-up:   peak x (steps + 1) / warmup         for steps 0 .. warmup - 1
+    constant:  peak
+    linear:    peak x (1 - (1 - m) p)              p: share of the rest that is done, 0 .. 1
+    cosine:    peak x (m + (1 - m)(1 + cos(pi p)) / 2)
+    wsd:       peak until the last decay_fraction of the run, then linear down to m x peak
+
+m is min_lr_ratio. Worked example: peak 1.0, 2 steps of warm-up, 4 steps, linear, m = 0:
+0.5, 1.0, 1.0, 0.5. The first step after the warm-up has p = 0, and p = 1 would be the step after
+the last one, so that the last step still learns something.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ds_train.config.train import TrainConfig
+from ds_train.units import Duration
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the run stands before a step."""
+
+    step: int
+    total_steps: int
+    tokens: int
+    """Tokens trained on so far."""
+    epoch: float
+    """Passes over the data so far."""
+
+
+def learning_rate(config: TrainConfig, position: Position) -> float:
+    """Learning rate of the step at `position`."""
+    warmup = warmup_share(config, position)
+    if warmup < 1.0:
+        return config.learning_rate * warmup
+    return config.learning_rate * _decay(config, position)
+
+
+def warmup_share(config: TrainConfig, position: Position) -> float:
+    """Share of the warm-up that is done with this step, 1.0 after it."""
+    warmup = config.warmup_steps
+    if isinstance(warmup, Duration) and warmup.unit == "tokens":
+        return min((position.tokens + 1) / warmup.amount, 1.0)
+    if isinstance(warmup, Duration):
+        return min((position.epoch + 1e-9) / warmup.amount, 1.0)
+    num_steps = _warmup_steps(config, position.total_steps)
+    return (position.step + 1) / num_steps if position.step < num_steps else 1.0
+
+
+def _warmup_steps(config: TrainConfig, total_steps: int) -> int:
+    warmup = config.warmup_steps
+    if isinstance(warmup, Duration):
+        return 0
+    return math.ceil(warmup * total_steps) if isinstance(warmup, float) else warmup
+
+
+def _decay(config: TrainConfig, position: Position) -> float:
+    low = config.min_lr_ratio
+    kind = config.lr_scheduler_type
+    if kind == "constant":
+        return 1.0
+    start = _warmup_steps(config, position.total_steps)
+    if kind == "wsd":
+        start = max(start, round(position.total_steps * (1 - config.decay_fraction)))
+    rest = position.total_steps - start
+    progress = min(max((position.step - start) / rest, 0.0), 1.0) if rest > 0 else 1.0
+    if kind == "cosine":
+        return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+    return 1 - (1 - low) * progress

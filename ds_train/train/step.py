@@ -1,0 +1,94 @@
+"""One optimizer step in which every supervised token of the global batch weighs the same.
+
+    loss = sum over all ranks and micro-batches of the tokens' losses / number of those tokens
+
+The number is known before the first forward, so gradients only ever add up. The same update
+follows from any number of ranks, micro-batch size, accumulation, packing and ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ds_train.data.batch import Batch
+from ds_train.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave, the same on every rank."""
+
+    loss: float
+    """Mean over the step's supervised tokens."""
+    grad_norm: float
+    """Global norm before clipping; inf where fp16 overflowed and the step was skipped."""
+    stop: bool
+    """Some rank was asked to stop."""
+
+
+def train_step(
+    engine: Engine,
+    batches: Sequence[Batch],
+    *,
+    num_supervised: int,
+    learning_rate: float,
+    stop: bool,
+) -> StepResult:
+    """Forward and backward over this rank's micro-batches, then one update.
+
+    Args:
+        num_supervised: supervised tokens of the whole step, over all ranks; at least 1.
+        stop: this rank was asked to stop; one all-reduce tells the others, with the loss.
+
+    The update is not made where the loss is not finite.
+    """
+    device = engine.ranks.device
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    with engine.accumulate():
+        for batch in batches:
+            batch_loss_sum, _ = engine.forward(batch.to(device))
+            engine.backward(batch_loss_sum / num_supervised)
+            loss_sum += batch_loss_sum.detach()
+    total, num_stops = engine.ranks.sum(_pack(loss_sum, stop)).tolist()
+    loss = total / num_supervised
+    grad_norm = engine.step(learning_rate) if math.isfinite(loss) else math.nan
+    return StepResult(loss=loss, grad_norm=grad_norm, stop=num_stops > 0)
+
+
+def _pack(loss_sum: Tensor, stop: bool) -> Tensor:
+    return torch.stack([loss_sum, torch.full_like(loss_sum, float(stop))])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy over held-out rows, the same on every rank."""
+
+    loss: float
+    token_accuracy: float
+    num_tokens: int
+    """Supervised tokens."""
+
+
+@torch.no_grad()
+def evaluate_batches(engine: Engine, batches: Sequence[Batch]) -> Evaluation:
+    """Mean loss and accuracy over the supervised tokens of all ranks' batches."""
+    device = engine.ranks.device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    engine.train_mode(False)
+    for batch in batches:
+        on_device = batch.to(device)
+        loss_sum, num_correct = engine.forward(on_device)
+        num_tokens = (on_device.labels >= 0).sum()
+        sums += torch.stack([loss_sum.double(), num_correct.double(), num_tokens.double()])
+    engine.train_mode(True)
+    loss_sum, num_correct, num_tokens = engine.ranks.sum(sums).tolist()
+    return Evaluation(
+        loss=loss_sum / num_tokens,
+        token_accuracy=num_correct / num_tokens,
+        num_tokens=int(num_tokens),
+    )
