@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ds_train.data.batch import Batch
 from ds_train.engine.engine import Engine
+from ds_train.engine.ranks import Ranks, peak_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class StepResult:
     """Global norm before clipping; inf where fp16 overflowed and the step was skipped."""
     stop: bool
     """Some rank was asked to stop."""
+    peak_memory_bytes: int
+    """Of the rank that has taken most, up to this step's last backward."""
 
 
 def train_step(
@@ -54,14 +57,22 @@ def train_step(
             batch_loss_sum, _ = engine.forward(batch.to(device))
             engine.backward(batch_loss_sum / num_supervised)
             loss_sum += batch_loss_sum.detach()
-    total, num_stops = engine.ranks.sum(_pack(loss_sum, stop)).tolist()
+    total, num_stops, *peaks = engine.ranks.sum(_pack(engine.ranks, loss_sum, stop)).tolist()
     loss = total / num_supervised
-    grad_norm = engine.step(learning_rate) if math.isfinite(loss) else math.nan
-    return StepResult(loss=loss, grad_norm=grad_norm, stop=num_stops > 0)
+    return StepResult(
+        loss=loss,
+        grad_norm=engine.step(learning_rate) if math.isfinite(loss) else math.nan,
+        stop=num_stops > 0,
+        peak_memory_bytes=int(max(peaks)),
+    )
 
 
-def _pack(loss_sum: Tensor, stop: bool) -> Tensor:
-    return torch.stack([loss_sum, torch.full_like(loss_sum, float(stop))])
+def _pack(ranks: Ranks, loss_sum: Tensor, stop: bool) -> Tensor:
+    """[2 + world_size]: what the ranks tell each other, one slot of memory for each."""
+    message = torch.zeros(2 + ranks.world_size, dtype=torch.float64, device=loss_sum.device)
+    message[0], message[1] = loss_sum, float(stop)
+    message[2 + ranks.rank] = peak_memory_bytes(ranks.device)
+    return message
 
 
 @dataclass(frozen=True)

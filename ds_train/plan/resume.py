@@ -1,0 +1,69 @@
+"""Whether a recipe may go on from an existing run folder: only if what matters is unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ds_train.config.load import load_recipe
+from ds_train.config.run import RunConfig
+from ds_train.errors import CheckpointError
+from ds_train.paths import RunPaths
+
+_FREE = {
+    "output_dir",
+    "engine",
+    "cluster",
+    "report",
+    "checkpoint",
+    "evaluate",
+    "model.attn_implementation",
+    "model.gradient_checkpointing",
+    "data.cache_dir",
+    "data.num_workers",
+    "train.per_device_train_batch_size",
+    "train.per_device_eval_batch_size",
+    "train.global_batch_size",
+    "train.gradient_accumulation_steps",
+}
+"""Keys that may change: they move the work around, not what is learned. The batch size is
+compared as rows per step instead of by its three keys."""
+
+_LENGTH = {"train.max_steps", "train.num_train_epochs", "train.max_tokens"}
+
+
+def check_same_run(config: RunConfig, global_batch_size: int, old_global_batch_size: int) -> None:
+    """Compare the recipe with the one stored in its output_dir.
+
+    Raises:
+        CheckpointError: they differ in a way that changes what is learned; each is listed.
+    """
+    paths = RunPaths(Path(config.output_dir))
+    old = load_recipe(paths.recipe)
+    differences = list(_differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
+    # Without a decay the rate does not depend on where the run ends, so it may go on for longer.
+    if config.train.lr_scheduler_type == "constant":
+        differences = [d for d in differences if d[0] not in _LENGTH]
+    if old_global_batch_size != global_batch_size:
+        differences.append(("rows per optimizer step", old_global_batch_size, global_batch_size))
+    if differences:
+        lines = "\n".join(f"  {key}: {was!r} -> {now!r}" for key, was, now in differences)
+        raise CheckpointError(
+            f"output_dir = {config.output_dir!r} holds a run of another recipe:\n{lines}\n"
+            "Go on with the old values, or choose another output_dir."
+        )
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(old.keys() | new.keys()):
+        name = f"{prefix}{key}"
+        was, now = old.get(key), new.get(key)
+        if name in _FREE or was == now:
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _differences(was, now, f"{name}.")
+        else:
+            yield name, was, now

@@ -1,0 +1,236 @@
+"""The run, from the first line to the last: set up, step after step, evaluate and save when due.
+
+Read on from here: step.py (one optimizer step), ../model/head.py (the loss), ../ops/reference.py
+(its arithmetic). This runs in every rank, started by the deepspeed launcher.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ds_train.checkpoint.state import CheckpointFacts, point_to, prune, save_checkpoint
+from ds_train.config.run import RunConfig
+from ds_train.data.loader import prefetch
+from ds_train.data.prepare import prepare_data
+from ds_train.engine.engine import start_process_group, stop_process_group
+from ds_train.engine.ranks import Ranks
+from ds_train.launch.guard import die_with_parent
+from ds_train.report.progress import Progress
+from ds_train.report.record import EvaluationRecord, Record, Recorder, StepRecord
+from ds_train.report.trackers import Tracker, open_trackers
+from ds_train.train.guard import DivergenceGuard, StopRequest
+from ds_train.train.schedule import Position, learning_rate
+from ds_train.train.setup import Run, set_up
+from ds_train.train.step import evaluate_batches, train_step
+from ds_train.units import Duration
+
+
+def run(config: RunConfig) -> int:
+    """Train as the recipe says, in this rank. Returns the exit code 0; faults are raised."""
+    die_with_parent()
+    request = StopRequest()
+    ranks = Ranks.from_environment()
+    say = _say if ranks.is_main else _silent
+    data = prepare_data(
+        config, say=_silent
+    )  # before the process group: nobody waits in a collective
+    start_process_group(ranks)
+    try:
+        prepared = set_up(config, ranks, data, say)
+        Loop(prepared, request, say).run()
+    finally:
+        stop_process_group()
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+class Reporter:
+    """metrics.jsonl and everybody who reads along; on rank 0 only."""
+
+    def __init__(self, run: Run) -> None:
+        self._recorder = Recorder(run.paths.metrics)
+        self._recorder.resume_at(run.start.step)
+        self._trackers: list[Tracker] = open_trackers(run.config)
+        self._progress = Progress(run.config.report, run.total_steps, run.start.step)
+
+    def write(self, record: Record) -> None:
+        self._recorder.write(record)
+        self._progress.show(record)
+        for tracker in self._trackers:
+            tracker.write(record)
+
+    def say(self, text: str) -> None:
+        self._progress.say(text)
+
+    def close(self) -> None:
+        self._progress.close()
+        self._recorder.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class Loop:
+    """The state that changes while a run goes on: how far it is and how good it has been."""
+
+    def __init__(self, run: Run, request: StopRequest, say: Callable[[str], Any]) -> None:
+        self.run_, self.request, self._say = run, request, say
+        self.facts: CheckpointFacts = run.start
+        self.saved_step = run.start.step
+        self.evaluated_step: int | None = None
+        self.reporter = Reporter(run) if run.ranks.is_main else None
+
+    def run(self) -> None:
+        """Every step that is left, then the last evaluation and checkpoint."""
+        run = self.run_
+        self._announce()
+        guard = DivergenceGuard(
+            run.paths, run.data, run.plan, fp16=run.config.model.dtype == "fp16"
+        )
+        if run.config.evaluate.at_start and self.facts.step == 0:
+            self._evaluate()
+        try:
+            steps = range(self.facts.step, run.total_steps)
+            for step, batches in prefetch(steps, run.build_batches):
+                if self._step(step, batches, guard):
+                    break
+            else:
+                self._finish()
+        finally:
+            if self.reporter is not None:
+                self.reporter.close()
+
+    def _announce(self) -> None:
+        run = self.run_
+        self._say(f"step: {run.batch}; {run.total_steps:,} steps")
+        if self.facts.step >= run.total_steps:
+            self._say(f"this run is complete: all {run.total_steps:,} steps are made")
+
+    def _step(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
+        """One step and what is due after it; True when the run was asked to stop."""
+        run, began = self.run_, time.perf_counter()
+        torch.manual_seed(_dropout_seed(run.config.train.seed, step, run.ranks.rank))
+        before = self._position(step)
+        rate = learning_rate(run.config.train, before)
+        num_supervised = run.plan.num_supervised(step)
+        result = train_step(
+            run.engine,
+            batches,
+            num_supervised=num_supervised,
+            learning_rate=rate,
+            stop=self.request.requested,
+        )
+        guard.check(step + 1, result, write=run.ranks.is_main)
+        after = self._position(step + 1)
+        seconds = time.perf_counter() - began
+        num_tokens = after.tokens - before.tokens
+        self.facts = replace(self.facts, step=step + 1, total_tokens=after.tokens)
+        self._report(
+            StepRecord(
+                step=step + 1,
+                loss=result.loss,
+                grad_norm=result.grad_norm,
+                learning_rate=rate,
+                tokens=num_tokens,
+                supervised_tokens=num_supervised,
+                total_tokens=after.tokens,
+                seconds=seconds,
+                tokens_per_second=num_tokens / seconds,
+                peak_memory_bytes=result.peak_memory_bytes,
+            )
+        )
+        if is_due(run.config.evaluate.every, before, after):
+            self._evaluate()
+        if is_due(run.config.checkpoint.every, before, after) or result.stop:
+            self._save()
+        if result.stop:
+            self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
+        return result.stop
+
+    def _position(self, step: int) -> Position:
+        plan = self.run_.plan
+        return Position(step, self.run_.total_steps, plan.tokens_before(step), plan.epoch(step))
+
+    def _finish(self) -> None:
+        if self.evaluated_step != self.facts.step and self.saved_step != self.facts.step:
+            self._evaluate()
+        self._save()
+        self._say(
+            f"done: {self.facts.step:,} steps; everything lies in {str(self.run_.paths.root)!r}"
+        )
+
+    def _evaluate(self) -> None:
+        run = self.run_
+        if run.data.validation is None:
+            return
+        began = time.perf_counter()
+        result = evaluate_batches(run.engine, run.build_validation())
+        best = self.facts.best_loss is None or result.loss < self.facts.best_loss
+        self._report(
+            EvaluationRecord(
+                step=self.facts.step,
+                loss=result.loss,
+                perplexity=math.exp(min(result.loss, 700.0)),
+                token_accuracy=result.token_accuracy,
+                tokens=result.num_tokens,
+                seconds=time.perf_counter() - began,
+                best=best,
+            )
+        )
+        self.evaluated_step = self.facts.step
+        if best:
+            self.facts = replace(self.facts, best_loss=result.loss)
+            if run.config.checkpoint.best and self.facts.step > 0:
+                self._save()
+                if run.ranks.is_main:
+                    point_to(
+                        run.paths.checkpoints / "best", run.paths.checkpoint(self.facts.step).name
+                    )
+
+    def _save(self) -> None:
+        run = self.run_
+        if self.saved_step == self.facts.step:
+            return
+        self.facts = replace(
+            self.facts, num_updates=run.engine.num_updates, loss_scale=run.engine.loss_scale
+        )
+        folder = save_checkpoint(run.paths, run.engine, self.facts, run.write_extra)
+        self.saved_step = self.facts.step
+        if self.reporter is not None:
+            prune(run.paths, run.config.checkpoint.keep)
+            self.reporter.say(f"checkpoint: {folder}")
+
+    def _report(self, record: Record) -> None:
+        if self.reporter is not None:
+            self.reporter.write(record)
+
+
+def is_due(every: Duration | None, before: Position, after: Position) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    if every is None:
+        return False
+    marks = {
+        "steps": (before.step, after.step),
+        "tokens": (before.tokens, after.tokens),
+        "epochs": (before.epoch + 1e-9, after.epoch + 1e-9),
+    }
+    start, stop = marks[every.unit]
+    return stop // every.amount > start // every.amount
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout depends on nothing but this, so that a resumed run draws the same masks."""
+    return hash((seed, step, rank)) & 0x7FFF_FFFF_FFFF_FFFF

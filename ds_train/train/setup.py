@@ -1,0 +1,282 @@
+"""Everything between the recipe and the first step: data opened, model built, engine running."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ds_train.checkpoint.state import (
+    CheckpointFacts,
+    latest_checkpoint,
+    load_checkpoint,
+    read_facts,
+    remove_partial,
+)
+from ds_train.config.load import dump_recipe
+from ds_train.config.run import RunConfig
+from ds_train.data.batch import Batch, eval_batches, step_batches
+from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.prepare import PreparedData
+from ds_train.engine.engine import Engine, build_engine, sharded_loading
+from ds_train.engine.ranks import Ranks
+from ds_train.errors import CheckpointError
+from ds_train.model.adapter import (
+    VIRTUAL_TOKEN_METHODS,
+    choose_trainable,
+    initial_lora,
+    parameter_groups,
+    restore_residual,
+    write_adapter,
+)
+from ds_train.model.check import load_architecture
+from ds_train.model.files import fingerprint_files, weight_files
+from ds_train.model.head import LanguageModel
+from ds_train.model.integrity import check_integrity
+from ds_train.model.load import count_parameters, load_model
+from ds_train.model.tokenizer import load_tokenizer, pad_token_id
+from ds_train.paths import RunPaths
+from ds_train.plan.batch import BatchPlan, batch_arithmetic
+from ds_train.plan.ds_config import resolve_ds_config, use_coalesced_reduction
+from ds_train.plan.resume import check_same_run
+from ds_train.train.guard import check_packing_isolation
+
+Say = Callable[[str], Any]
+INITIAL_LORA = "initial_lora.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to make its next step."""
+
+    config: RunConfig
+    paths: RunPaths
+    ranks: Ranks
+    data: PreparedData
+    plan: StepPlan
+    batch: BatchPlan
+    engine: Engine
+    start: CheckpointFacts
+    """Where it begins: step 0, or the facts of the checkpoint it goes on from."""
+    total_steps: int
+    pad_token_id: int
+    flatten: bool
+    """The attention implementation wants documents one after another, without padding."""
+    initial: dict[str, Tensor]
+    """PiSSA's first A and B; empty otherwise."""
+
+    def build_batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step."""
+        return step_batches(
+            self.data.train,
+            self.plan.rows(step),
+            rank=self.ranks.rank,
+            dp_size=self.ranks.world_size,
+            micro_batch_size=self.batch.micro_batch_size,
+            packing=self.config.data.packing,
+            **self._layout(),
+        )
+
+    def build_validation(self) -> list[Batch]:
+        """This rank's share of the validation rows."""
+        assert self.data.validation is not None
+        train = self.config.train
+        return list(
+            eval_batches(
+                self.data.validation,
+                rank=self.ranks.rank,
+                dp_size=self.ranks.world_size,
+                micro_batch_size=train.per_device_eval_batch_size
+                or train.per_device_train_batch_size,
+                packing=self.config.data.packing,
+                max_rows=self.config.evaluate.max_rows,
+                **self._layout(),
+            )
+        )
+
+    def _layout(self) -> dict[str, Any]:
+        return {
+            "pad_token_id": self.pad_token_id,
+            "flatten": self.flatten,
+            "max_length": self.config.data.max_length,
+            "with_positions": self.config.adapter.method not in VIRTUAL_TOKEN_METHODS,
+        }
+
+    @property
+    def write_extra(self) -> Callable[[Path, dict[str, Tensor]], None] | None:
+        """Writes the adapter in PEFT's format beside the state; None without an adapter."""
+        model = self.engine.module.model
+        if not hasattr(model, "peft_config"):
+            return None
+        return lambda folder, trained: write_adapter(model, trained, self.initial, folder)
+
+
+def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run:
+    """Build the run; a collective call, after the process group has been started."""
+    paths = RunPaths(Path(config.output_dir))
+    batch = batch_arithmetic(config, ranks.world_size)
+    ds_config = resolve_ds_config(config, batch)
+    base_fingerprint = _base_fingerprint(config)
+    start = find_start(config, batch, base_fingerprint, data.fingerprint)
+    plan = StepPlan(
+        RowPlan(data.train, config.data, config.train.seed, data.source_weights),
+        batch.global_batch_size,
+        config.train.num_train_epochs,
+    )
+    tokenizer = load_tokenizer(config.model)
+    model, initial, flatten = _build_model(config, ds_config, ranks, paths, start, say)
+    groups = parameter_groups(
+        model,
+        weight_decay=config.train.weight_decay,
+        lora_plus_lr_ratio=config.adapter.lora_plus_lr_ratio,
+    )
+    num_all, num_trainable = count_parameters(model)
+    say(
+        f"parameters: {num_trainable:,} of {num_all:,} train "
+        f"({100 * num_trainable / num_all:.2f} %), method {config.adapter.method}"
+    )
+    coalesce = use_coalesced_reduction(config, ds_config)
+    engine = build_engine(
+        model, groups, train=config.train, ds_config=ds_config, coalesce=coalesce, ranks=ranks
+    )
+    say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, {describe_reduction(coalesce)}")
+    if config.data.packing:
+        text = model.model.config.get_text_config()
+        check_packing_isolation(
+            engine, attention=text._attn_implementation, vocab_size=text.vocab_size
+        )
+        say(f"packing: documents do not see each other ({text._attn_implementation}; tried)")
+    if start.step:
+        load_checkpoint(paths.checkpoint(start.step), engine, start)
+        say(f"resume: goes on after step {start.step:,} of {str(paths.root)!r}")
+    run = Run(
+        config=config,
+        paths=paths,
+        ranks=ranks,
+        data=data,
+        plan=plan,
+        batch=batch,
+        engine=engine,
+        start=start,
+        total_steps=plan.total_steps(config.train),
+        pad_token_id=pad_token_id(tokenizer, say),
+        flatten=flatten,
+        initial=initial,
+    )
+    if ranks.is_main:
+        _write_run_folder(run, ds_config)
+    return run
+
+
+def describe_reduction(coalesce: bool) -> str:
+    """How often gradients travel, in words."""
+    return "gradients reduced once a step" if coalesce else "gradients reduced by DeepSpeed's plan"
+
+
+def find_start(
+    config: RunConfig, batch: BatchPlan, base_fingerprint: str, data_fingerprint: str
+) -> CheckpointFacts:
+    """The facts of the latest checkpoint in output_dir, or those of step 0.
+
+    Raises:
+        CheckpointError: the folder holds a run that this recipe can't go on from.
+    """
+    paths = RunPaths(Path(config.output_dir))
+    folder = latest_checkpoint(paths)
+    if folder is None:
+        return CheckpointFacts(0, 0, 0, None, base_fingerprint, data_fingerprint)
+    old = json.loads(paths.run_facts.read_text())
+    check_same_run(config, batch.global_batch_size, old["global_batch_size"])
+    facts = read_facts(folder)
+    for what, was, now in (
+        ("base model's weights", facts.base_fingerprint, base_fingerprint),
+        ("data", facts.data_fingerprint, data_fingerprint),
+    ):
+        if was != now:
+            raise CheckpointError(
+                f"output_dir = {config.output_dir!r}: the {what} changed since this run began "
+                f"(fingerprint {was[:12]}, now {now[:12]}). Restore them, or choose another "
+                "output_dir."
+            )
+    return facts
+
+
+def _base_fingerprint(config: RunConfig) -> str:
+    if config.model.init == "random":
+        return "random"
+    return fingerprint_files(weight_files(config.model.name_or_path, config.model.revision))
+
+
+def _build_model(
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    ranks: Ranks,
+    paths: RunPaths,
+    start: CheckpointFacts,
+    say: Say,
+) -> tuple[LanguageModel, dict[str, Tensor], bool]:
+    architecture = load_architecture(config.model)
+    pretrained = config.model.init == "pretrained"
+    sharded = sharded_loading(ds_config, pretrained)  # has to live until the weights are loaded
+    model = load_model(config.model, architecture, seed=config.train.seed)
+    if pretrained and config.model.quantization == "none":
+        files = weight_files(config.model.name_or_path, config.model.revision)
+        say(
+            check_integrity(
+                model,
+                files,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                sum_over_ranks=ranks.sum,
+            )
+        )
+    attention = model.config.get_text_config()._attn_implementation or ""
+    adapted = choose_trainable(
+        model, config.adapter, base=config.model.name_or_path, seed=config.train.seed
+    )
+    if config.model.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+        adapted.enable_input_require_grads()
+    initial = _initial_lora(adapted, config, paths, start)
+    del sharded
+    return LanguageModel(adapted), initial, attention.startswith("flash")
+
+
+def _initial_lora(
+    model: torch.nn.Module, config: RunConfig, paths: RunPaths, start: CheckpointFacts
+) -> dict[str, Tensor]:
+    if start.step and (paths.root / INITIAL_LORA).is_file():
+        saved = load_file(str(paths.root / INITIAL_LORA))
+        restore_residual(model, saved)
+        return saved
+    return initial_lora(model, config.adapter)
+
+
+def _write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
+    paths = run.paths
+    paths.checkpoints.mkdir(parents=True, exist_ok=True)
+    remove_partial(paths)
+    paths.recipe.write_text(dump_recipe(run.config))
+    paths.ds_config.write_text(json.dumps(ds_config, indent=1) + "\n")
+    paths.audit.write_text(json.dumps(run.data.audit, indent=1) + "\n")
+    packages = ("ds-train", "deepspeed", "torch", "transformers", "peft", "datasets")
+    facts = {
+        "base_fingerprint": run.start.base_fingerprint,
+        "data_fingerprint": run.start.data_fingerprint,
+        "global_batch_size": run.batch.global_batch_size,
+        "world_size": run.ranks.world_size,
+        "total_steps": run.total_steps,
+        "versions": {name: version(name) for name in packages},
+    }
+    paths.run_facts.write_text(json.dumps(facts, indent=1) + "\n")
+    if run.initial and not run.start.step:
+        save_file(run.initial, str(paths.root / INITIAL_LORA))
