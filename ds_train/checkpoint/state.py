@@ -19,39 +19,31 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ds_train.checkpoint.folder import (  # noqa: F401 (reading and writing in one import)
+    FACTS,
+    SEPARATOR,
+    CheckpointFacts,
+    complete_checkpoints,
+    latest_checkpoint,
+    pointed_at,
+    read_facts,
+    read_parameter,
+    state_places,
+)
 from ds_train.engine.engine import Engine, State
 from ds_train.errors import CheckpointError
 from ds_train.paths import RunPaths
 from ds_train.units import format_bytes
 
-FACTS = "checkpoint.json"
-SEPARATOR = "|"
 _PARTIAL = ".partial-"
-
-
-@dataclass(frozen=True)
-class CheckpointFacts:
-    """What a checkpoint belongs to and where the run stood."""
-
-    step: int
-    """Optimizer steps made."""
-    num_updates: int
-    """Of these, the ones that changed the weights (fp16 may skip some)."""
-    total_tokens: int
-    best_loss: float | None
-    """Lowest validation loss so far."""
-    base_fingerprint: str
-    data_fingerprint: str
-    loss_scale: dict[str, float] = field(default_factory=dict)
-    state_files: list[str] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -175,37 +167,6 @@ def remove_partial(paths: RunPaths) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def complete_checkpoints(paths: RunPaths) -> list[Path]:
-    """Folders of all complete checkpoints, oldest first."""
-    return sorted(facts.parent for facts in paths.checkpoints.glob(f"step-*/{FACTS}"))
-
-
-def pointed_at(pointer: Path) -> Path | None:
-    """The checkpoint folder that `latest` or `best` names, or None."""
-    if not pointer.is_file():
-        return None
-    folder = pointer.parent / pointer.read_text().strip()
-    return folder if (folder / FACTS).is_file() else None
-
-
-def latest_checkpoint(paths: RunPaths) -> Path | None:
-    """The newest complete checkpoint, or None."""
-    folders = complete_checkpoints(paths)
-    return folders[-1] if folders else None
-
-
-def read_facts(folder: Path) -> CheckpointFacts:
-    """What a checkpoint belongs to.
-
-    Raises:
-        CheckpointError: it is not a complete checkpoint of ours.
-    """
-    try:
-        return CheckpointFacts(**json.loads((folder / FACTS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{str(folder)!r} is not a complete checkpoint: {error}") from None
-
-
 def load_checkpoint(folder: Path, engine: Engine, facts: CheckpointFacts) -> None:
     """Put the saved weights and optimizer tensors back, whatever layout they were saved on.
 
@@ -229,27 +190,3 @@ def load_checkpoint(folder: Path, engine: Engine, facts: CheckpointFacts) -> Non
 
     engine.write_states(states(), facts.num_updates)
     engine.loss_scale = facts.loss_scale
-
-
-def state_places(folder: Path, facts: CheckpointFacts) -> dict[str, tuple[Path, list[str]]]:
-    """Parameter name -> the file that holds its tensors, and their full keys."""
-    places: dict[str, tuple[Path, list[str]]] = {}
-    for name in facts.state_files:
-        path = folder / "state" / name
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    parameter = key.rsplit(SEPARATOR, 1)[0]
-                    places.setdefault(parameter, (path, []))[1].append(key)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{str(path)!r} is missing or damaged ({error}). Remove the checkpoint folder "
-                f"{folder.name} to go on from the one before it."
-            ) from None
-    return places
-
-
-def read_parameter(path: Path, keys: list[str]) -> State:
-    """The saved tensors of one parameter: {"param": ..., "exp_avg": ...}."""
-    with safe_open(str(path), framework="pt") as file:
-        return {key.rsplit(SEPARATOR, 1)[1]: file.get_tensor(key) for key in keys}

@@ -1,0 +1,133 @@
+"""Reading checkpoints: which there are, what each belongs to, where each parameter lies.
+
+Knows files only, no engine, so that export, evaluation and generation work from a run folder on
+any machine. Writing and resuming is in `state.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ds_train.errors import CheckpointError
+from ds_train.paths import RunPaths
+
+FACTS = "checkpoint.json"
+SEPARATOR = "|"
+"""Between the name of a parameter and the tensor of it: `model.norm.weight|exp_avg`."""
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint belongs to and where the run stood."""
+
+    step: int
+    """Optimizer steps made."""
+    num_updates: int
+    """Of these, the ones that changed the weights (fp16 may skip some)."""
+    total_tokens: int
+    best_loss: float | None
+    """Lowest validation loss so far."""
+    base_fingerprint: str
+    data_fingerprint: str
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    state_files: list[str] = field(default_factory=list)
+
+
+def complete_checkpoints(paths: RunPaths) -> list[Path]:
+    """Folders of all complete checkpoints, oldest first."""
+    return sorted(facts.parent for facts in paths.checkpoints.glob(f"step-*/{FACTS}"))
+
+
+def pointed_at(pointer: Path) -> Path | None:
+    """The checkpoint folder that `latest` or `best` names, or None."""
+    if not pointer.is_file():
+        return None
+    folder = pointer.parent / pointer.read_text().strip()
+    return folder if (folder / FACTS).is_file() else None
+
+
+def latest_checkpoint(paths: RunPaths) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    folders = complete_checkpoints(paths)
+    return folders[-1] if folders else None
+
+
+def read_facts(folder: Path) -> CheckpointFacts:
+    """What a checkpoint belongs to.
+
+    Raises:
+        CheckpointError: it is not a complete checkpoint of ours.
+    """
+    try:
+        return CheckpointFacts(**json.loads((folder / FACTS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{str(folder)!r} is not a complete checkpoint: {error}") from None
+
+
+def state_places(folder: Path, facts: CheckpointFacts) -> dict[str, tuple[Path, list[str]]]:
+    """Parameter name -> the file that holds its tensors, and their full keys."""
+    places: dict[str, tuple[Path, list[str]]] = {}
+    for name in facts.state_files:
+        path = folder / "state" / name
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    parameter = key.rsplit(SEPARATOR, 1)[0]
+                    places.setdefault(parameter, (path, []))[1].append(key)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{str(path)!r} is missing or damaged ({error}). Remove the checkpoint folder "
+                f"{folder.name} to go on from the one before it."
+            ) from None
+    return places
+
+
+def read_parameter(path: Path, keys: list[str]) -> dict[str, Tensor]:
+    """The saved tensors of one parameter: {"param": ..., "exp_avg": ...}."""
+    with safe_open(str(path), framework="pt") as file:
+        return {key.rsplit(SEPARATOR, 1)[1]: file.get_tensor(key) for key in keys}
+
+
+def find_checkpoint(run: Path, which: str = "latest") -> Path:
+    """Folder of the checkpoint `latest`, `best`, `step-50` (or `50`, `step-00000050`) of a run.
+
+    Raises:
+        CheckpointError: it is no run folder, or it has no such complete checkpoint.
+    """
+    paths = RunPaths(run)
+    if not paths.recipe.is_file():
+        raise CheckpointError(
+            f"{str(run)!r} is not a run folder: it has no {paths.recipe.name}. Give the output_dir "
+            "of a run."
+        )
+    folders = complete_checkpoints(paths)
+    if not folders:
+        raise CheckpointError(
+            f"{str(run)!r} has no complete checkpoint yet. Start `ds-train train` with its recipe; "
+            "checkpoint.every says how often one is made."
+        )
+    if which == "latest":
+        return folders[-1]
+    if which == "best":
+        best = pointed_at(paths.checkpoints / "best")
+        if best is None:
+            raise CheckpointError(
+                f"{str(run)!r} has no best checkpoint: no validation loss was measured when one "
+                "was saved. Use --checkpoint latest, or set evaluate.every and data.validation."
+            )
+        return best
+    number = which.removeprefix("step-")
+    step = int(number) if number.isdecimal() else -1
+    for folder in folders:
+        if folder == paths.checkpoint(step):
+            return folder
+    names = ", ".join(folder.name for folder in folders)
+    raise CheckpointError(
+        f"--checkpoint {which}: {str(run)!r} has no such complete checkpoint; it has latest, "
+        f"{names}."
+    )
