@@ -1,0 +1,151 @@
+"""The record of a run: one JSON line a step and one an evaluation, in metrics.jsonl.
+
+Everything else that shows a run (progress, trackers, plots) reads these records. A line is written
+whole and flushed at once, so that a killed run loses at most the step it was in. A resumed run cuts
+off what came after the step it resumes from, so that no step stands twice.
+
+A number that is not finite is written as `null` (JSON has no NaN) and read back as NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ds_train.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, all ranks together."""
+
+    type: ClassVar[str] = "step"
+    step: int
+    """Number of this step; the first is 1."""
+    loss: float
+    """Mean over the supervised tokens of the step."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    learning_rate: float
+    """Of the first parameter group, in this step."""
+    tokens: int
+    """Tokens of this step, padding not counted."""
+    supervised_tokens: int
+    """Tokens of this step that the loss counts."""
+    total_tokens: int
+    """Tokens since the run began, this step included."""
+    seconds: float
+    """Wall time of this step."""
+    tokens_per_second: float
+    """tokens / seconds, all ranks together."""
+    peak_memory_bytes: int
+    """Of the rank that took most: device memory, or resident memory where there is no GPU."""
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation on the held-out data."""
+
+    type: ClassVar[str] = "evaluation"
+    step: int
+    """Optimizer steps made before it."""
+    loss: float
+    """Mean over the supervised tokens."""
+    perplexity: float
+    """exp(loss)."""
+    token_accuracy: float
+    """Share of the supervised tokens that were the likeliest ones."""
+    tokens: int
+    """Supervised tokens evaluated."""
+    seconds: float
+    """Wall time."""
+    best: bool
+    """Whether this is the lowest loss so far."""
+
+
+Record = StepRecord | EvaluationRecord
+_CLASSES: dict[str, type[StepRecord] | type[EvaluationRecord]] = {
+    "step": StepRecord,
+    "evaluation": EvaluationRecord,
+}
+
+
+def to_json(record: Record) -> str:
+    """The record as one line of JSON, `type` first; numbers that are not finite become null."""
+    values = {key: _finite(value) for key, value in asdict(record).items()}
+    return json.dumps({"type": record.type, **values}, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(line: str) -> Record:
+    """The record of one line; raises ValueError where the line is not one."""
+    values = json.loads(line)
+    if not isinstance(values, dict) or values.get("type") not in _CLASSES:
+        raise ValueError("not a record of a run")
+    kind = _CLASSES[values.pop("type")]
+    names = {field.name for field in fields(kind)}
+    if set(values) != names:
+        raise ValueError(f"keys {sorted(set(values) ^ names)} missing or unknown")
+    known: dict[str, Any] = {key: math.nan if v is None else v for key, v in values.items()}
+    return kind(**known)
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a run, in order. A last line cut short by a kill is left out.
+
+    Raises CheckpointError where a line before the last is not a record.
+    """
+    records: list[Record] = []
+    for number, line in enumerate(_whole_lines(path), start=1):
+        try:
+            records.append(from_json(line))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: line {number} is not a record of a run ({error}); "
+                "remove that line, or the file, to go on without it."
+            ) from error
+    return records
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that end in a newline; what stands after the last newline was never finished."""
+    if not path.exists():
+        return []
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+class Recorder:
+    """Appends records to a file. Only rank 0 has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, record: Record) -> None:
+        """Append one line and hand it to the operating system at once."""
+        self._file.write(to_json(record) + "\n")
+        self._file.flush()
+
+    def resume_at(self, step: int) -> list[Record]:
+        """Cut off every record after `step` (and a half-written line); give back those that stay.
+
+        The file is replaced in one go: a kill in the middle leaves the old one.
+        """
+        kept = [record for record in read_records(self.path) if record.step <= step]
+        self._file.close()
+        fresh = self.path.with_suffix(".jsonl.new")
+        fresh.write_text("".join(to_json(record) + "\n" for record in kept), encoding="utf-8")
+        fresh.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        return kept
+
+    def close(self) -> None:
+        """Close the file; writing again is an error."""
+        self._file.close()
