@@ -114,6 +114,21 @@ def resolve_ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
     return _whole_numbers(resolved)
 
 
+def zero_settings(config: RunConfig) -> dict[str, Any]:
+    """The zero_optimization block of preset (or own file) and overrides, before it is resolved.
+
+    Empty when the preset, the file or the block can't be read; `resolve_ds_config` says so.
+    """
+    try:
+        raw, _ = _origin(config)
+    except ConfigError:
+        return {}
+    block = deep_merge(raw, config.engine.overrides).get("zero_optimization")
+    if not isinstance(block, dict) or lint_ds_config({"zero_optimization": block}, ""):
+        return {}
+    return _without_auto(block)
+
+
 def use_coalesced_reduction(config: RunConfig, ds_config: dict[str, Any]) -> bool:
     """Whether gradients are reduced once per step through engine.coalesce_grad_reduction.
 

@@ -1,0 +1,331 @@
+"""Combinations that can't work, each refused before the launch with the reason and the way out.
+
+A rule stands here only when the run would fail late, train something else than the recipe says,
+or ignore a setting in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from ds_train.config.base import Section
+from ds_train.config.run import RunConfig
+from ds_train.plan.ds_config import zero_settings
+from ds_train.units import Duration
+
+VIRTUAL_TOKENS = ("prompt_tuning", "prefix_tuning")
+PEFT_METHODS = ("lora", "ia3", *VIRTUAL_TOKENS)
+
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "use_dora": ("lora",),
+    "use_rslora": ("lora",),
+    "init": ("lora",),
+    "lora_plus_lr_ratio": ("lora",),
+    "target_modules": ("lora", "ia3"),
+    "exclude_modules": ("lora", "ia3"),
+    "modules_to_save": ("lora", "ia3"),
+    "feedforward_modules": ("ia3",),
+    "prompt_init_text": ("prompt_tuning",),
+    "trainable": ("partial",),
+    "path": PEFT_METHODS,
+}
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
+    """Every fault of combinations. `world_size` is the number of ranks, None when unknown."""
+    return [
+        *_method_settings(config),
+        *_adapter(config),
+        *_virtual_tokens(config),
+        *_model(config),
+        *_quantization(config),
+        *_train(config),
+        *_data(config),
+        *_evaluation(config),
+        *_zero(config, world_size),
+        *_offload(config),
+        *_packages(config),
+    ]
+
+
+def _given(section: Section, field: str) -> bool:
+    """Whether a setting differs from its default; a dumped recipe holds every default."""
+    value: Any = getattr(section, field)
+    return bool(value != type(section).model_fields[field].get_default(call_default_factory=True))
+
+
+def _method_settings(config: RunConfig) -> Iterator[str]:
+    adapter = config.adapter
+    for field, methods in _ONLY_FOR.items():
+        if adapter.method in methods or not _given(adapter, field):
+            continue
+        if field == "target_modules" and adapter.target_modules == "all-linear":
+            continue  # the usual line, left over from a LoRA recipe, and harmless
+        yield (
+            f"adapter.{field}: adapter.method = {adapter.method} has no use for it (only "
+            f"{', '.join(methods)}); remove it or change the method."
+        )
+    if adapter.method == "partial" and not adapter.trainable:
+        yield (
+            "adapter.trainable is empty: adapter.method = partial trains the parameters whose "
+            "names match; give regular expressions, e.g. [layers\\.11\\.]."
+        )
+
+
+def _adapter(config: RunConfig) -> Iterator[str]:
+    adapter = config.adapter
+    fields: list[tuple[str, str | list[str] | None]] = [
+        ("target_modules", adapter.target_modules),
+        ("exclude_modules", adapter.exclude_modules),
+    ]
+    patterns = [(field, value) for field, value in fields if isinstance(value, str)]
+    patterns += [(f"trainable[{i}]", text) for i, text in enumerate(adapter.trainable)]
+    for field, pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f'adapter.{field} = "{pattern}": not a regular expression: {error}.'
+    if adapter.method in ("lora", "ia3") and _targets(adapter.target_modules, "lm_head"):
+        yield (
+            "adapter.target_modules contains lm_head: the loss reads its weight directly, past "
+            "the adapter, so that it would not train; put lm_head into adapter.modules_to_save."
+        )
+    targets, inputs = adapter.target_modules, adapter.feedforward_modules
+    if isinstance(targets, list) and inputs and not set(inputs) <= set(targets):
+        extra = ", ".join(sorted(set(inputs) - set(targets)))
+        yield (
+            f"adapter.feedforward_modules names {extra}, not in adapter.target_modules; "
+            f"IA3 wants the first to be part of the second."
+        )
+    if adapter.init == "pissa" and adapter.use_dora:
+        yield (
+            "adapter.init = pissa with adapter.use_dora = true: both rewrite the base weight that "
+            "the other starts from; choose one of them."
+        )
+
+
+def _targets(target_modules: str | list[str] | None, name: str) -> bool:
+    if isinstance(target_modules, list):
+        return any(target.split(".")[-1] == name for target in target_modules)
+    if target_modules is None or target_modules == "all-linear":
+        return False
+    try:
+        return re.fullmatch(target_modules, name) is not None
+    except re.error:
+        return False
+
+
+def _virtual_tokens(config: RunConfig) -> Iterator[str]:
+    method = config.adapter.method
+    if method not in VIRTUAL_TOKENS:
+        return
+    if config.data.packing:
+        yield (
+            f"data.packing = true with adapter.method = {method}: the virtual tokens stand before "
+            f"the row, where only its first document would see them; set data.packing: false."
+        )
+    if method == "prefix_tuning" and config.model.gradient_checkpointing:
+        yield (
+            "model.gradient_checkpointing = true with adapter.method = prefix_tuning: the prefix "
+            "is a key-value cache, which recomputing drops; set gradient_checkpointing: false."
+        )
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    model, method = config.model, config.adapter.method
+    if model.init == "random" and method != "full":
+        yield (
+            f"model.init = random with adapter.method = {method}: random weights would stay "
+            f"frozen; set adapter.method: full, or model.init: pretrained."
+        )
+    if model.config_overrides and model.init == "pretrained":
+        yield (
+            "model.config_overrides with model.init = pretrained: another architecture does not "
+            "fit the checkpoint's weights; set model.init: random, or remove the overrides."
+        )
+    if model.attn_implementation == "flash_attention_2" and model.dtype == "fp32":
+        yield (
+            "model.attn_implementation = flash_attention_2 with model.dtype = fp32: it computes "
+            "in 16 bits only; set model.dtype: bf16, or attn_implementation: sdpa."
+        )
+
+
+def _quantization(config: RunConfig) -> Iterator[str]:
+    kind, adapter = config.model.quantization, config.adapter
+    if kind == "none":
+        return
+    if adapter.method in ("full", "partial"):
+        yield (
+            f"model.quantization = {kind} with adapter.method = {adapter.method}: quantized "
+            f"weights can't train; set adapter.method: lora, or quantization: none."
+        )
+    if config.model.init == "random":
+        yield f"model.quantization = {kind} with model.init = random: there is nothing to quantize."
+    if adapter.init == "pissa":
+        yield (
+            f"adapter.init = pissa with model.quantization = {kind}: its principal components are "
+            f"taken out of full-precision weights; set adapter.init: default."
+        )
+    if zero_settings(config).get("stage") == 3:
+        yield (
+            f"model.quantization = {kind} with ZeRO stage 3: packed weights can't be sharded; the "
+            f"quantized base is small, set engine.preset: zero2."
+        )
+
+
+def _train(config: RunConfig) -> Iterator[str]:
+    train = config.train
+    stage = zero_settings(config).get("stage", 0)
+    if train.optim == "adafactor" and stage > 0:
+        yield (
+            f"train.optim = adafactor with ZeRO stage {stage}: ZeRO flattens the parameters, so "
+            f"its factored second moment is lost and the update depends on the number of ranks; "
+            f"set engine.preset: zero0, or train.optim: adamw."
+        )
+    if train.optim != "adamw":
+        for field in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+            if _given(train, field):
+                yield f"train.{field}: train.optim = {train.optim} has no use for it; remove it."
+    if _given(train, "decay_fraction") and train.lr_scheduler_type != "wsd":
+        yield (
+            f"train.decay_fraction: lr_scheduler_type = {train.lr_scheduler_type} has no use for "
+            f"it (only wsd); remove it."
+        )
+    if train.lr_scheduler_type == "constant" and train.min_lr_ratio not in (0.0, 1.0):
+        yield "train.min_lr_ratio: lr_scheduler_type = constant never falls; remove it."
+    yield from _warmup(config)
+
+
+def _warmup(config: RunConfig) -> Iterator[str]:
+    train, warmup = config.train, config.train.warmup_steps
+    if isinstance(warmup, int) and train.max_steps is not None and warmup > train.max_steps:
+        yield (
+            f"train.warmup_steps = {warmup:,}: the run ends after train.max_steps = "
+            f"{train.max_steps:,}, before the warm-up does; make one of them fit."
+        )
+    if isinstance(warmup, Duration) and warmup.unit == "epochs":
+        yield f'train.warmup_steps = "{warmup}": must be steps, a share of the run, or tokens.'
+    if isinstance(warmup, Duration) and train.max_tokens and warmup.amount > train.max_tokens:
+        yield (
+            f'train.warmup_steps = "{warmup}": the run ends after train.max_tokens = '
+            f"{train.max_tokens:,}, before the warm-up does; make one of them fit."
+        )
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    if data.max_length < 2:
+        yield (
+            "data.max_length = 1: a row needs at least 2 tokens, one to read and one to predict."
+        )
+    sources = [(f"data.train[{i}]", source) for i, source in enumerate(data.train)]
+    sources += [
+        (f"data.validation.sources[{i}]", source)
+        for i, source in enumerate(data.validation.sources)
+    ]
+    for name, source in sources:
+        loss_on, place = source.loss_on, f"{name}.loss_on"
+        if loss_on is None:
+            loss_on, place = data.loss_on, "data.loss_on"
+        if source.format == "text" and loss_on not in (None, "all"):
+            yield (
+                f"{place} = {loss_on}: {name} is plain text, which has no {loss_on}; set "
+                f"{name}.loss_on: all."
+            )
+        if source.format not in (None, "classification"):
+            for field in ("labels", "template"):
+                if _given(source, field):
+                    yield (
+                        f"{name}.{field}: format = {source.format} has no use for it (only "
+                        f"classification); remove it."
+                    )
+        if source.template is not None and "{text}" not in source.template:
+            yield (
+                f'{name}.template = "{source.template}": must contain {{text}}, where the text '
+                f"to classify is put."
+            )
+
+
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    evaluate, validation = config.evaluate, config.data.validation
+    if validation.sources or validation.fraction:
+        return
+    for field in ("every", "at_start", "max_rows"):
+        if _given(evaluate, field):
+            yield (
+                f"evaluate.{field}: there is no validation data; set data.validation: "
+                f"{{fraction: 0.05}} or give data.validation.sources."
+            )
+
+
+def _zero(config: RunConfig, world_size: int | None) -> Iterator[str]:
+    zero = zero_settings(config)
+    stage = zero.get("stage", 0)
+    hpz = zero.get("zero_hpz_partition_size", 1)
+    if stage == 3 and config.adapter.init == "pissa":
+        yield (
+            "adapter.init = pissa with ZeRO stage 3: it takes the principal components of whole "
+            "weights, which are sharded there; set engine.preset: zero2, or adapter.init: default."
+        )
+    if hpz > 1 and stage != 3:
+        yield (
+            f"zero_optimization.zero_hpz_partition_size = {hpz}: only stage 3 shards weights; "
+            f"set engine.preset: zeropp, or remove it."
+        )
+    elif hpz > 1 and world_size is not None and world_size % hpz:
+        yield (
+            f"zero_optimization.zero_hpz_partition_size = {hpz} must divide the {world_size} "
+            f"processes; set engine.overrides.zero_optimization.zero_hpz_partition_size to the "
+            f"number of GPUs of a node."
+        )
+    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if zero.get(key) and config.model.dtype == "bf16":
+            yield (
+                f"zero_optimization.{key} = true with model.dtype = bf16: DeepSpeed 0.19 crashes, "
+                f"its quantizer knows fp16 only; set model.dtype: fp16, or remove it."
+            )
+        elif zero.get(key) and stage != 3:
+            yield f"zero_optimization.{key} = true: only stage 3 has it; remove it."
+
+
+def _offload(config: RunConfig) -> Iterator[str]:
+    zero = zero_settings(config)
+    stage = zero.get("stage", 0)
+    for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+        block = zero.get(key) or {}
+        device = block.get("device", "none")
+        name = f"zero_optimization.{key}"
+        if device == "none":
+            continue
+        if stage < lowest:
+            yield (
+                f"{name}.device = {device}: needs ZeRO stage {lowest} or more, this is stage "
+                f"{stage}; set engine.preset: zero{lowest}, or remove it."
+            )
+        elif device == "nvme" and stage < 3:
+            yield (
+                f"{name}.device = nvme: at stage {stage} DeepSpeed keeps it in CPU memory without "
+                f"a word; set device: cpu, or engine.preset: zero3_offload_nvme."
+            )
+        if device == "nvme" and not block.get("nvme_path"):
+            yield f"{name}.nvme_path is missing: name a folder on the NVMe disk."
+        if block.get("ratio", 1.0) < 1.0 and stage != 3:
+            yield f"{name}.ratio = {block['ratio']}: only stage 3 offloads in part; remove it."
+
+
+def _packages(config: RunConfig) -> Iterator[str]:
+    for tracker in config.report.trackers:
+        if find_spec(_PACKAGES[tracker]) is None:
+            yield (
+                f"report.trackers: the package {tracker} is not installed; "
+                f"run pip install 'ds-train[{tracker}]', or remove it."
+            )
+    if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
+        yield (
+            f"model.quantization = {config.model.quantization}: the package bitsandbytes is not "
+            f"installed; run pip install 'ds-train[qlora]', or set quantization: none."
+        )
