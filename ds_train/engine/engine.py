@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,6 +26,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.utils import logging as transformers_logging
 
 from ds_train.config.train import TrainConfig
 from ds_train.data.batch import Batch
@@ -38,8 +40,7 @@ _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 def start_process_group(ranks: Ranks) -> None:
     """Join the other ranks (NCCL on GPUs, gloo on the CPU)."""
-    for name in ("DeepSpeed", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _quieten(ranks)
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     else:
@@ -53,6 +54,21 @@ def start_process_group(ranks: Ranks) -> None:
         for key, value in defaults.items():
             os.environ.setdefault(key, value)
     deepspeed.init_distributed(dist_backend=None, verbose=False)
+
+
+def _quieten(ranks: Ranks) -> None:
+    """Leave out what says nothing to a user: it hides the lines that do."""
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch renamed; torch says so at every first call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # BF16_Optimizer prints memory tables whatever the log level.
+    sys.modules["deepspeed.runtime.bf16_optimizer"].see_memory_usage = (  # type: ignore[attr-defined]
+        lambda *args, **kwargs: None
+    )
+    if not ranks.is_main or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
 
 
 def stop_process_group() -> None:

@@ -106,6 +106,9 @@ def resolve_ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
     resolved = deep_merge(_defaults(config, stage, given), given)
     _fill_auto(resolved, config)
     resolved = deep_merge(resolved, _recipe_decides(config, batch))
+    if stage == 0 and config.model.dtype == "fp32":
+        # DeepSpeed keeps no gradient norm here, so our engine measures it and clips.
+        resolved["gradient_clipping"] = 0.0
     for key in ("optimizer", "scheduler"):
         resolved.pop(key, None)
     resolved["managed_gradient_accumulation"] = use_coalesced_reduction(config, resolved)
