@@ -1,0 +1,169 @@
+"""From rendered text to token ids with their loss mask: one pass over the whole text.
+
+The text is tokenised once, with the character span of every token; a token is learned from when
+its span overlaps a learned span. Tokenisers without spans (slow ones) take it piece by piece.
+
+    text     <user>Hi<end><assistant>Hello!<end>
+    learned                          ^^^^^^^^^^^
+    ids      1 345 9  2 7            88 12 2
+    mask     0 0   0  0 0            1  1  1      (BOS once, before; EOS once, at the end)
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ds_train.config.model import ModelConfig
+from ds_train.data.types import Rendered, TokenRow
+from ds_train.errors import ModelError
+
+
+def open_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer; ModelError when it can't be opened. Takes a few seconds."""
+    # At call time: transformers takes 2 s to import, and brings torch.
+    from transformers import AutoTokenizer
+
+    name = config.tokenizer_name_or_path or config.name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        field = "tokenizer_name_or_path" if config.tokenizer_name_or_path else "name_or_path"
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f'model.{field} = "{name}": no tokenizer can be opened: {reason}'
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """A tokenizer with what it puts around a text."""
+
+    tokenizer: Any
+    backend: Any
+    """`tokenizers.Tokenizer`, or None for a slow tokenizer."""
+    bos_id: int | None
+    """None when the tokenizer itself puts no BOS before a text."""
+    eos_id: int
+    unk_id: int | None
+    vocab_size: int
+    """Ids are below this."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TextEncoder:
+        """Encoder of a tokenizer; ModelError when it has no end-of-sequence token."""
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f'model: the tokenizer of "{tokenizer.name_or_path}" has no end-of-sequence token '
+                '(eos_token), so no answer could ever end; set "eos_token" in its '
+                "tokenizer_config.json."
+            )
+        around = tokenizer("").input_ids  # what is put around an empty text
+        bos = tokenizer.bos_token_id
+        return cls(
+            tokenizer,
+            _bare_backend(tokenizer) if tokenizer.is_fast else None,
+            bos if bos is not None and around[:1] == [bos] else None,
+            tokenizer.eos_token_id,
+            tokenizer.unk_token_id,
+            max(tokenizer.get_vocab().values()) + 1,
+        )
+
+    def encode(self, samples: Sequence[Rendered]) -> list[TokenRow]:
+        """One row per sample; no length limit."""
+        if self.backend is None:
+            pairs = [self._encode_slow(sample) for sample in samples]
+            boundary = [0] * len(samples)
+        else:
+            pairs, boundary = self._encode_fast(samples)
+        return [
+            self._close(sample, ids, mask, straddling)
+            for sample, (ids, mask), straddling in zip(samples, pairs, boundary, strict=True)
+        ]
+
+    def _encode_fast(
+        self, samples: Sequence[Rendered]
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[int]]:
+        texts = [sample.text for sample in samples]
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        ids = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        offsets = [np.array(one.offsets, np.int64).reshape(-1, 2) for one in encodings]
+        lengths = [len(text) for text in texts]
+        masks, straddling = map_spans(offsets, lengths, [sample.spans for sample in samples])
+        return list(zip(ids, masks, strict=True)), straddling
+
+    def _encode_slow(self, sample: Rendered) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenised in pieces that end where a learned span begins or ends."""
+        edges = sorted({0, len(sample.text), *(edge for span in sample.spans for edge in span)})
+        ids: list[int] = []
+        mask: list[bool] = []
+        for start, end in itertools.pairwise(edges):
+            piece = self.tokenizer.encode(sample.text[start:end], add_special_tokens=False)
+            ids += piece
+            mask += [any(a <= start < b for a, b in sample.spans)] * len(piece)
+        return np.array(ids, np.int64), np.array(mask, bool)
+
+    def _close(
+        self, sample: Rendered, ids: np.ndarray, mask: np.ndarray, straddling: int
+    ) -> TokenRow:
+        """Puts BOS before and EOS after, where they belong and are not there yet."""
+        if self.bos_id is not None and (len(ids) == 0 or ids[0] != self.bos_id):
+            ids, mask = np.append(self.bos_id, ids), np.append(False, mask)
+        if sample.append_eos and ids[-1:].tolist() != [self.eos_id]:
+            learned = bool(sample.spans) and sample.spans[-1][1] == len(sample.text)
+            ids, mask = np.append(ids, self.eos_id), np.append(mask, learned)
+        return TokenRow(ids, mask, straddling)
+
+
+def _bare_backend(tokenizer: Any) -> Any:
+    """A copy of the fast tokenizer that neither cuts, pads, nor reports trimmed spans.
+
+    Byte-level post-processors trim the spaces off the spans they report (`trim_offsets`), so a
+    token that begins with a space would seem to begin after it.
+    """
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.post_processor = None
+    return backend
+
+
+def map_spans(
+    offsets: Sequence[np.ndarray],
+    lengths: Sequence[int],
+    spans: Sequence[Sequence[tuple[int, int]]],
+) -> tuple[list[np.ndarray], list[int]]:
+    """Which tokens of each text are learned from, and how many of those begin before their span.
+
+    offsets: int64 [num_tokens, 2] characters [start, end) of each token, per text; lengths: in
+    characters; spans: sorted, without overlap. A token of no width stands for the character
+    before its end. All texts are laid on one line, so that one search serves them all.
+    """
+    bases = np.concatenate([[0], np.cumsum(np.array(lengths, np.int64) + 2)])[:-1] + 1
+    counts = np.array([len(one) for one in offsets], np.int64)
+    shift = np.repeat(bases, counts)
+    flat = np.concatenate([np.zeros((0, 2), np.int64), *offsets])
+    starts, ends = flat[:, 0] + shift, flat[:, 1] + shift
+    starts = np.where(starts == ends, ends - 1, starts)
+    placed = [
+        (start + base, end + base)
+        for base, own in zip(bases.tolist(), spans, strict=True)
+        for start, end in own
+    ]
+    # A last span beyond everything spares the search a special case.
+    line = np.array([*placed, (np.iinfo(np.int64).max,) * 2], np.int64)
+    nearest = np.searchsorted(line[:, 1], starts, side="right")
+    learned = line[nearest, 0] < ends
+    straddling = learned & (starts < line[nearest, 0])
+    borders = np.cumsum(counts)[:-1]
+    return (
+        np.split(learned, borders),
+        [int(one.sum()) for one in np.split(straddling, borders)],
+    )

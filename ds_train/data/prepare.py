@@ -1,0 +1,270 @@
+"""Everything between the recipe's data section and token rows: tokenised once, then opened.
+
+`prepare_data` runs in one process before any process group exists; every rank then calls
+`open_data`, which only maps the files. Both give the same PreparedData.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_train.config.data import LossOn
+from ds_train.config.run import RunConfig
+from ds_train.data.audit import Audit, audit_part, audit_source, first_of_kind, merge_counts
+from ds_train.data.encode import TextEncoder, open_tokenizer
+from ds_train.data.fingerprint import hash_of, store_fingerprint
+from ds_train.data.formats import RowFormat, choose_format
+from ds_train.data.read import Row, read_rows
+from ds_train.data.sources import Source, resolve_sources
+from ds_train.data.store import StoreWriter, TokenStore, remove_store, store_fault
+from ds_train.data.templates import ChatTemplate, choose_template
+from ds_train.data.tokenise import Job, SourcePlan, tokenise_sources
+from ds_train.errors import DataError
+from ds_train.paths import default_cache_dir
+from ds_train.units import format_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Tokenised data of a recipe, divided into what is trained and what is evaluated on."""
+
+    train: TokenStore
+    validation: TokenStore | None
+    audit: Audit
+    """As saved with the run: `sources` (a dict each), `train`, `validation`, settings."""
+    fingerprint: str
+    """Names the samples and their division; equal on every machine for equal data."""
+    source_names: tuple[str, ...]
+    """Of each source index of the stores: training sources, then validation sources."""
+    source_weights: tuple[float, ...]
+    """Passes per epoch over each source, by the same index."""
+
+
+def prepare_data(config: RunConfig, say: Callable[[str], object] = print) -> PreparedData:
+    """Tokenises the recipe's data, or opens it when that was done before."""
+    check_max_length(config)
+    sources = resolve_sources(config.data)
+    folder = _store_folder(config, sources)
+    fault = store_fault(folder, checksums=True)
+    if fault is None:
+        say(f"data: tokenised before, {folder}")
+    else:
+        if folder.exists():
+            say(f"data: {folder} is broken ({fault}); made anew")
+            remove_store(folder)
+        _tokenise(config, sources, folder, say)
+    return _divide(config, sources, TokenStore.open(folder), folder.name)
+
+
+def open_data(config: RunConfig) -> PreparedData:
+    """Opens what prepare_data made; DataError when it was not called on this machine."""
+    sources = resolve_sources(config.data)
+    folder = _store_folder(config, sources)
+    if not folder.exists():
+        raise DataError(
+            f'data.cache_dir = "{folder.parent}": the data of this recipe is not tokenised here; '
+            "run `ds-train data` with the recipe, or put the folder where all nodes see it."
+        )
+    return _divide(config, sources, TokenStore.open(folder), folder.name)
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """Folder that holds tokenised data of all recipes."""
+    chosen = config.data.cache_dir
+    return Path(chosen).expanduser() if chosen else default_cache_dir()
+
+
+def _store_folder(config: RunConfig, sources: Sequence[Source]) -> Path:
+    cache = cache_folder(config)
+    return cache / store_fingerprint(config.data, config.model, sources, cache)
+
+
+def check_max_length(config: RunConfig) -> None:
+    """DataError when rows could be longer than the model's positions, as its config says them."""
+    limit = config.data.max_length
+    if limit < 2:
+        raise DataError(f"data.max_length = {limit}: nothing can be learned from single tokens.")
+    positions = _model_positions(config)
+    if positions is not None and limit > positions:
+        raise DataError(
+            f'data.max_length = {limit:,}: the model "{config.model.name_or_path}" reads at most '
+            f"{positions:,} positions; set data.max_length to {positions:,} or less."
+        )
+
+
+def _model_positions(config: RunConfig) -> int | None:
+    """max_position_embeddings of a local model; None where nothing says it."""
+    path = Path(config.model.name_or_path).expanduser() / "config.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a hub name, or a fault that loading the model reports
+        return None
+    facts = {**facts, **facts.get("text_config", {}), **config.model.config_overrides}
+    found = facts.get("max_position_embeddings", facts.get("n_positions"))
+    return found if isinstance(found, int) else None
+
+
+def _tokenise(
+    config: RunConfig, sources: Sequence[Source], folder: Path, say: Callable[[str], object]
+) -> None:
+    """Reads, tokenises and publishes all sources."""
+    started = time.monotonic()
+    tokenizer = open_tokenizer(config.model)
+    data = config.data
+    template = choose_template(data.chat_template, data.template_kwargs, tokenizer)
+    plans, streams = _plan_sources(config, sources, template)
+    for plan in plans:
+        say(f"{plan.source.field} ({plan.source.name}): format {plan.form.name}, {plan.form.how}")
+    vocab_size = TextEncoder.of(tokenizer).vocab_size
+    with StoreWriter(folder, vocab_size) as writer:
+        counts = tokenise_sources(Job(config.model, data, plans), streams, tokenizer, writer)
+        writer.meta["sources"] = [
+            {**_plan_facts(plan), "counts": own}
+            for plan, own in zip(plans, merge_counts(counts), strict=True)
+        ]
+        writer.meta["chat_template"] = template.origin if template else None
+    num_rows = sum(one["rows"] for one in counts)
+    say(f"data: {num_rows:,} rows tokenised in {format_seconds(time.monotonic() - started)}")
+
+
+def _plan_sources(
+    config: RunConfig, sources: Sequence[Source], template: ChatTemplate | None
+) -> tuple[tuple[SourcePlan, ...], list[Iterable[Row]]]:
+    """How every source is read, from its first row; the faults of all sources at once."""
+    plans: list[SourcePlan] = []
+    streams: list[Iterable[Row]] = []
+    faults: list[str] = []
+    for source in sources:
+        try:
+            rows = read_rows(source)
+            first = next(rows)
+            form = choose_format(source, first, has_template=template is not None)
+            needs_template = form.name in ("messages", "sharegpt")
+            if needs_template and template is None:
+                raise DataError(
+                    f"{source.field}: format {form.name} needs a chat template, and the tokenizer "
+                    "has none; set data.chat_template (chatml, plain, a file, or Jinja text)."
+                )
+            is_text = form.name == "text"
+            over_length = config.data.over_length or ("split" if is_text else "drop")
+            plans.append(SourcePlan(source, form, _loss_on(config, source, form), over_length))
+            streams.append(itertools.chain([first], rows))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(faults))
+    return tuple(plans), streams
+
+
+def _loss_on(config: RunConfig, source: Source, form: RowFormat) -> LossOn:
+    """The policy in force: the source's own, the recipe's, or the format's."""
+    if form.name == "text":
+        if source.config.loss_on not in (None, "all"):
+            raise DataError(
+                f"{source.field}.loss_on = {source.config.loss_on}: format text has no parts; "
+                "all of it is learned from."
+            )
+        return "all"
+    default: LossOn = "assistant" if form.as_chat else "completion"
+    return source.config.loss_on or config.data.loss_on or default
+
+
+def _plan_facts(plan: SourcePlan) -> dict[str, Any]:
+    return {
+        "format": plan.form.name,
+        "how": plan.form.how,
+        "columns": dict(plan.form.columns),
+        "loss_on": plan.loss_on,
+        "over_length": plan.over_length,
+    }
+
+
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """bool [N]: which samples are held out; equal samples always go together."""
+    mixed = (hashes ^ np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
+    return (mixed >> np.uint64(11)).astype(np.float64) / 2**53 < fraction
+
+
+def _divide(
+    config: RunConfig, sources: Sequence[Source], store: TokenStore, name: str
+) -> PreparedData:
+    """Training and validation parts, with their audit."""
+    fraction = config.data.validation.fraction or 0.0
+    from_validation = np.array([source.validation for source in sources], bool)
+    is_held_out = from_validation[store.sources] | held_out(store.hashes, fraction)
+    audit = _audit(config, sources, store)
+    _check_sources(sources, store, audit, is_held_out, fraction)
+    train = store.select(np.flatnonzero(~is_held_out))
+    validation = store.select(np.flatnonzero(is_held_out)) if is_held_out.any() else None
+    audit["train"] = audit_part(train)
+    audit["validation"] = audit_part(validation) if validation else None
+    leaked = np.isin(validation.hashes, train.hashes).sum() if validation else 0
+    audit["validation_in_train"] = int(leaked)
+    audit["fingerprint"] = hash_of([name, fraction])
+    return PreparedData(
+        train,
+        validation,
+        audit,
+        audit["fingerprint"],
+        tuple(source.name for source in sources),
+        tuple(source.config.weight for source in sources),
+    )
+
+
+def _audit(config: RunConfig, sources: Sequence[Source], store: TokenStore) -> Audit:
+    first = first_of_kind(store)
+    parts = []
+    for index, (source, facts) in enumerate(zip(sources, store.meta["sources"], strict=True)):
+        numbers = audit_source(store, index, facts["counts"], first)
+        settings = {key: value for key, value in facts.items() if key != "counts"}
+        path = source.config.path
+        parts.append(
+            {"name": source.name, "field": source.field, "path": path} | settings | numbers
+        )
+    return {
+        "sources": parts,
+        "max_length": config.data.max_length,
+        "chat_template": store.meta["chat_template"],
+    }
+
+
+def _check_sources(
+    sources: Sequence[Source],
+    store: TokenStore,
+    audit: Audit,
+    is_held_out: np.ndarray,
+    fraction: float,
+) -> None:
+    """DataError for sources that nothing is left of, and for a division with an empty part."""
+    faults = []
+    for index, (source, facts) in enumerate(zip(sources, audit["sources"], strict=True)):
+        members = store.sources == index
+        if not members.any():
+            faults.append(
+                f"{source.field} ({source.name}): none of its {facts['rows']:,} rows can be "
+                f"learned from: {facts['dropped_too_long']:,} are longer than data.max_length = "
+                f"{audit['max_length']:,}, {facts['dropped_unsupervised']:,} have no supervised "
+                f"token (loss_on: {facts['loss_on']})."
+            )
+        elif not source.validation and is_held_out[members].all():
+            faults.append(
+                f"data.validation.fraction = {fraction}: nothing of {source.field} "
+                f"({source.name}, {members.sum():,} samples) is left to train on; "
+                "take a smaller fraction."
+            )
+    if fraction and not faults and not is_held_out.any():
+        faults.append(
+            f"data.validation.fraction = {fraction}: none of the {store.num_samples:,} samples "
+            "would be held out; take a larger fraction, or give data.validation.sources."
+        )
+    if faults:
+        raise DataError("\n".join(faults))

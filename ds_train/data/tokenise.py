@@ -1,0 +1,246 @@
+"""Rows to tokens, in worker processes: chunks of rows go out, flat arrays come back in order.
+
+The order is that of the rows whatever the number of workers. Only a few chunks are under way at
+any time, so memory does not grow with the data. A fault found in a worker reaches the user as the
+same DataError.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ds_train.config.data import DataConfig, LossOn, OverLength
+from ds_train.config.model import ModelConfig
+from ds_train.data.chat import render_sample
+from ds_train.data.encode import TextEncoder, open_tokenizer
+from ds_train.data.formats import RowFormat, convert
+from ds_train.data.read import Row
+from ds_train.data.sources import Source
+from ds_train.data.store import SampleChunk, StoreWriter
+from ds_train.data.templates import ChatTemplate, choose_template
+from ds_train.data.types import TokenRow
+from ds_train.errors import DataError
+
+_CHUNK_ROWS = 500
+_CHUNK_CHARACTERS = 500_000
+_FEW_ROWS = 2_000
+"""Less than this is done in the process itself: a worker takes 3 s to start."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """How one source becomes tokens."""
+
+    source: Source
+    form: RowFormat
+    loss_on: LossOn
+    over_length: OverLength
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a worker must know."""
+
+    model: ModelConfig
+    data: DataConfig
+    plans: tuple[SourcePlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Samples of one chunk of rows, and what became of the rows (see audit.COUNTS)."""
+
+    source_index: int
+    chunk: SampleChunk
+    counts: Counter[str]
+
+
+class Tokeniser:
+    """Turns chunks of rows into chunks of samples, in the process that made it."""
+
+    def __init__(self, job: Job, tokenizer: Any) -> None:
+        self.job = job
+        self.encoder = TextEncoder.of(tokenizer)
+        self.template: ChatTemplate | None = choose_template(
+            job.data.chat_template, job.data.template_kwargs, tokenizer
+        )
+
+    def run(self, source_index: int, rows: Sequence[Row]) -> Result:
+        """Samples of some rows of one source."""
+        plan = self.job.plans[source_index]
+        rendered = [
+            render_sample(
+                convert(row, plan.source, plan.form), plan.loss_on, self.template, row.place
+            )
+            for row in rows
+        ]
+        counts: Counter[str] = Counter(rows=len(rows))
+        pieces: list[TokenRow] = []
+        ordinals: list[int] = []
+        for row, whole in zip(rows, self.encoder.encode(rendered), strict=True):
+            fitting = self._fit(plan, row, whole, counts)
+            kept = [one for one in fitting if one.mask[1:].any()]
+            if not kept:
+                counts["dropped_unsupervised"] += bool(fitting)
+            elif len(kept) < len(fitting):
+                counts["pieces_unsupervised"] += len(fitting) - len(kept)
+            counts["boundary_tokens"] += whole.boundary_tokens if kept else 0
+            counts["unknown_tokens"] += self._count_unknown(kept)
+            pieces += kept
+            ordinals += [row.ordinal] * len(kept)
+        sources = [source_index] * len(pieces)
+        ids, masks = [one.ids for one in pieces], [one.mask for one in pieces]
+        return Result(source_index, SampleChunk.of(ids, masks, sources, ordinals), counts)
+
+    def _fit(
+        self, plan: SourcePlan, row: Row, whole: TokenRow, counts: Counter[str]
+    ) -> list[TokenRow]:
+        """The row, or what the over-length policy makes of it.
+
+        Pieces of a split row overlap by one token, the last of a piece being the first of the
+        next: it is context there, so each token of the row is still learned exactly once.
+        """
+        limit, length = self.job.data.max_length, len(whole.ids)
+        if length <= limit:
+            return [whole]
+        if plan.over_length == "error":
+            raise DataError(
+                f"{row.place} has {length:,} tokens, but data.max_length = {limit:,}; "
+                "raise it, or set data.over_length to drop, truncate or split."
+            )
+        if plan.over_length == "drop":
+            counts["dropped_too_long"] += 1
+            counts["dropped_tokens"] += length
+            return []
+        if plan.over_length == "truncate":
+            counts["truncated"] += 1
+            counts["dropped_tokens"] += length - limit
+            return [TokenRow(whole.ids[:limit], whole.mask[:limit], 0)]
+        starts = range(0, length - 1, limit - 1)
+        counts["split"] += 1
+        counts["split_pieces"] += len(starts)
+        cuts = [slice(start, start + limit) for start in starts]
+        return [TokenRow(whole.ids[cut], whole.mask[cut].copy(), 0) for cut in cuts]
+
+    def _count_unknown(self, rows: Iterable[TokenRow]) -> int:
+        unknown = self.encoder.unk_id
+        if unknown is None or unknown == self.encoder.eos_id:  # GPT-2 uses one token for both
+            return 0
+        return sum(int(np.count_nonzero(row.ids == unknown)) for row in rows)
+
+
+def tokenise_sources(
+    job: Job,
+    streams: Sequence[Iterable[Row]],
+    tokenizer: Any,
+    writer: StoreWriter,
+) -> list[Counter[str]]:
+    """Writes all samples of all sources, in order; gives the counts of each source."""
+    counts: list[Counter[str]] = [Counter() for _ in streams]
+    chunks = _chunks(streams)
+    first = list(_first_rows(chunks, _FEW_ROWS))
+    num_rows = sum(len(rows) for _, rows in first)
+    num_workers = 1 if num_rows < _FEW_ROWS else (job.data.num_workers or num_cores())
+    chunks = itertools.chain(first, chunks)
+    results = (
+        _run_here(job, tokenizer, chunks)
+        if num_workers == 1
+        else _run_in_workers(job, chunks, num_workers)
+    )
+    hidden = not sys.stderr.isatty()
+    with tqdm(desc="tokenising", unit=" rows", file=sys.stderr, disable=hidden) as bar:
+        for result in results:
+            writer.append(result.chunk)
+            counts[result.source_index].update(result.counts)
+            bar.update(result.counts["rows"])
+    return counts
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chunks(streams: Sequence[Iterable[Row]]) -> Iterator[tuple[int, list[Row]]]:
+    """(source index, rows) with a bounded number of rows and of characters."""
+    for index, stream in enumerate(streams):
+        rows: list[Row] = []
+        size = 0
+        for row in stream:
+            rows.append(row)
+            size += row.size
+            if len(rows) == _CHUNK_ROWS or size >= _CHUNK_CHARACTERS:
+                yield index, rows
+                rows, size = [], 0
+        if rows:
+            yield index, rows
+
+
+def _first_rows(
+    chunks: Iterator[tuple[int, list[Row]]], num_rows: int
+) -> Iterator[tuple[int, list[Row]]]:
+    """Chunks until they hold `num_rows` rows."""
+    seen = 0
+    while seen < num_rows and (chunk := next(chunks, None)) is not None:
+        seen += len(chunk[1])
+        yield chunk
+
+
+def _run_here(
+    job: Job, tokenizer: Any, chunks: Iterable[tuple[int, list[Row]]]
+) -> Iterator[Result]:
+    tokeniser = Tokeniser(job, tokenizer)
+    for index, rows in chunks:
+        yield tokeniser.run(index, rows)
+
+
+def _run_in_workers(
+    job: Job, chunks: Iterable[tuple[int, list[Row]]], num_workers: int
+) -> Iterator[Result]:
+    """Results in the order of the chunks, with two chunks per worker under way."""
+    # Spawned, not forked: the parent has imported torch, whose threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(job,))
+    under_way: deque[Future[Result]] = deque()
+    try:
+        for index, rows in chunks:
+            under_way.append(pool.submit(_run_in_worker, index, rows))
+            if len(under_way) > 2 * num_workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "data: a tokenising process was killed, most likely for want of memory; "
+            f"try fewer of them: data.num_workers={max(1, num_workers // 2)}."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: Tokeniser | None = None
+"""The tokeniser of this worker process, made once by _start_worker."""
+
+
+def _start_worker(job: Job) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
+    _worker = Tokeniser(job, open_tokenizer(job.model))
+
+
+def _run_in_worker(source_index: int, rows: list[Row]) -> Result:
+    if _worker is None:
+        raise RuntimeError("the worker was not started by _start_worker")
+    return _worker.run(source_index, rows)
