@@ -1,0 +1,277 @@
+"""`ds-train export`: from a run folder, files alone, to what other tools load.
+
+Without --merge an adapter stays an adapter: a folder for plain PEFT. With it, and for full and
+partial fine-tuning always, the result is a Hugging Face model folder. It is written tensor by
+tensor in the base's own file split, so a model of any size needs the memory of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_train.checkpoint.base_files import BaseFiles
+from ds_train.checkpoint.folder import find_checkpoint
+from ds_train.checkpoint.merge import (
+    Changes,
+    adapter_changes,
+    full_changes,
+    skeleton,
+)
+from ds_train.checkpoint.shards import TensorSpec, write_shard
+from ds_train.config.load import load_recipe
+from ds_train.config.run import RunConfig
+from ds_train.data.templates import choose_template
+from ds_train.errors import CheckpointError
+from ds_train.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ds_train.model.check import load_architecture
+from ds_train.model.files import INDEX, SINGLE, find_file, weight_files
+from ds_train.model.load import DTYPES
+from ds_train.model.tokenizer import load_tokenizer
+from ds_train.paths import RunPaths
+from ds_train.units import format_bytes
+
+WEIGHT_METHODS = ("full", "partial")
+SHARD_BYTES = 5 * 10**9
+"""Size of a file where there is no base whose split could be kept."""
+
+Say = Callable[[str], Any]
+
+
+def export_command(
+    run: str | Path,
+    *,
+    checkpoint: str = "latest",
+    merge: bool = False,
+    output: str | Path | None = None,
+    dtype: str | None = None,
+    say: Say = print,
+) -> Path:
+    """Export a checkpoint of a run; returns the folder written.
+
+    Args:
+        checkpoint: `latest`, `best` or `step-50`.
+        merge: one model folder rather than an adapter folder.
+        output: a folder that is empty or not there; RUN/merged or RUN/adapter when left out.
+        dtype: bf16, fp16 or fp32 for floating-point weights; the base's when left out.
+
+    Raises:
+        CheckpointError: nothing to export, no place for it, or an adapter that does not fit.
+    """
+    run = Path(run)
+    step = find_checkpoint(run, checkpoint)
+    config = load_recipe(RunPaths(run).recipe)
+    whole = merge or config.adapter.method in WEIGHT_METHODS
+    target = Path(output) if output is not None else run / ("merged" if whole else "adapter")
+    _refuse_occupied(target)
+    with _published(target) as folder:
+        if whole:
+            _write_model(config, step, folder, dtype, say)
+        else:
+            _write_adapter(config, step, folder)
+        _write_tokenizer(config, folder)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    kind = "model" if whole else "adapter"
+    say(f"export: {kind} of {step.name} in {target} ({format_bytes(size)})")
+    return target
+
+
+def _refuse_occupied(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(
+            f"--output {target}: already there and not empty, and nothing is overwritten. Remove "
+            "it or choose another folder."
+        )
+
+
+@contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name when all went well, else vanishes."""
+    folder = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        if target.is_dir():
+            target.rmdir()  # empty: checked before
+        folder.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"--output {target}: {error.strerror or error}. Make room there, or choose another "
+            "folder with --output."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_adapter(config: RunConfig, step: Path, folder: Path) -> None:
+    settings = json.loads((step / ADAPTER_CONFIG).read_text())
+    base = Path(config.model.name_or_path)
+    # A relative path would point elsewhere from another working folder; hub names stay.
+    settings["base_model_name_or_path"] = str(base.resolve() if base.is_dir() else base)
+    settings["revision"] = config.model.revision
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    shutil.copyfile(step / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
+
+
+def _write_tokenizer(config: RunConfig, folder: Path) -> None:
+    tokenizer = load_tokenizer(config.model)
+    # A template that the recipe chose is part of what was learned.
+    if config.data.chat_template is not None:
+        template = choose_template(config.data.chat_template, {}, tokenizer)
+        tokenizer.chat_template = template.text if template is not None else None
+    tokenizer.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which tensor goes into which file, and where its value comes from."""
+
+    files: dict[str, list[TensorSpec]]
+    make: Callable[[str], Tensor]
+    untied: bool
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(spec.num_bytes for specs in self.files.values() for spec in specs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of most tensors."""
+        kinds = Counter(spec.dtype for specs in self.files.values() for spec in specs)
+        return max((kind for kind in kinds if kind.is_floating_point), key=lambda kind: kinds[kind])
+
+
+def _write_model(config: RunConfig, step: Path, folder: Path, dtype: str | None, say: Say) -> None:
+    architecture = load_architecture(config.model)
+    model = skeleton(architecture, config.model.trust_remote_code)
+    if config.model.init == "random":
+        layout = _layout_without_base(config, step, model)
+    else:
+        layout = _layout_over_base(config, step, model)
+    if dtype is not None:
+        layout = replace(layout, files=_cast(layout.files, DTYPES[dtype]))
+    free = shutil.disk_usage(folder).free
+    if layout.num_bytes > free:
+        raise CheckpointError(
+            f"--output: the model takes {format_bytes(layout.num_bytes)}, the disk has "
+            f"{format_bytes(free)} free. Make room, or choose another folder with --output."
+        )
+    for name, specs in layout.files.items():
+        write_shard(folder / name, specs, layout.make)
+    if len(layout.files) > 1 or SINGLE not in layout.files:
+        _write_index(layout, folder)
+    _write_config(config, architecture, layout, folder)
+    say(f"export: {len(layout.files)} weight file(s) as {str(layout.dtype).removeprefix('torch.')}")
+    if layout.untied:
+        say("export: the adapter parted the tied embedding and output layer; both are written")
+
+
+def _layout_over_base(config: RunConfig, step: Path, model: nn.Module) -> _Layout:
+    """The base's files with the trained tensors in place of the old ones."""
+    base = BaseFiles(weight_files(config.model.name_or_path, config.model.revision), model)
+    if config.adapter.method in WEIGHT_METHODS:
+        changes = full_changes(step)
+    else:
+        changes = adapter_changes(step, model, base.read)
+    _refuse_strangers(changes, base)
+    weights = base.weights
+    files = {
+        path.name: [weights.specs[key] for key in weights.keys_of(path)] for path in weights.paths
+    }
+    changed: dict[str, str] = {}  # key in the files -> name of the parameter that it becomes
+    for name in sorted(changes.names):
+        if not changes.untied or changes.names.isdisjoint(set(base.same(name)) - {name}):
+            changed |= dict.fromkeys(base.keys(name), name)
+        elif (own := base.own_key(name)) is not None:
+            changed[own] = name
+        else:  # shared its tensor with another until now
+            changed[name] = name
+            dtype = weights.specs[base.keys(name)[0]].dtype
+            files[weights.paths[-1].name].append(TensorSpec(name, dtype, base.shapes[name]))
+
+    def make(key: str) -> Tensor:
+        return changes.make(changed[key]) if key in changed else weights.read(key)
+
+    return _Layout(files, make, changes.untied)
+
+
+def _refuse_strangers(changes: Changes, base: BaseFiles) -> None:
+    strangers = sorted(
+        name for name in changes.names if name not in base.shapes or not base.keys(name)
+    )
+    if strangers:
+        raise CheckpointError(
+            f"{len(strangers)} trained tensors have no counterpart in the base model's files "
+            f"({', '.join(strangers[:3])}). Is model.name_or_path still the model of the run?"
+        )
+
+
+def _layout_without_base(config: RunConfig, step: Path, model: nn.Module) -> _Layout:
+    """init: random: every tensor comes from the checkpoint, in files of SHARD_BYTES."""
+    if config.adapter.method != "full":
+        raise CheckpointError(
+            f"model.init = random with adapter.method = {config.adapter.method}: the random base "
+            "was never saved, so there is nothing to merge into."
+        )
+    changes = full_changes(step)
+    missing = [name for name, _ in model.named_parameters() if name not in changes.names]
+    if missing:
+        raise CheckpointError(f"{str(step)!r} lacks {len(missing)} parameters, e.g. {missing[0]}")
+    dtype = DTYPES[config.model.dtype]
+    shards: list[list[TensorSpec]] = [[]]
+    for name, parameter in model.named_parameters():
+        spec = TensorSpec(name, dtype, tuple(parameter.shape))
+        if shards[-1] and sum(s.num_bytes for s in shards[-1]) + spec.num_bytes > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(spec)
+    count = len(shards)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    files = dict(zip(names if count > 1 else [SINGLE], shards, strict=True))
+    return _Layout(files, changes.make, untied=False)
+
+
+def _cast(files: dict[str, list[TensorSpec]], dtype: torch.dtype) -> dict[str, list[TensorSpec]]:
+    return {
+        name: [
+            replace(spec, dtype=dtype) if spec.dtype.is_floating_point else spec for spec in specs
+        ]
+        for name, specs in files.items()
+    }
+
+
+def _write_index(layout: _Layout, folder: Path) -> None:
+    weight_map = {spec.key: name for name, specs in layout.files.items() for spec in specs}
+    index = {"metadata": {"total_size": layout.num_bytes}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_config(config: RunConfig, architecture: Any, layout: _Layout, folder: Path) -> None:
+    """config.json of the base with what the export changed, and the other files it came with."""
+    name, revision = config.model.name_or_path, config.model.revision
+    source = find_file(name, "config.json", revision)
+    if config.model.init == "random" or source is None:
+        settings = architecture.to_diff_dict()
+    else:
+        settings = json.loads(source.read_text())
+    settings.pop("torch_dtype", None)
+    settings["dtype"] = str(layout.dtype).removeprefix("torch.")
+    if layout.untied:
+        for part in (settings, settings.get("text_config")):
+            if isinstance(part, dict):
+                part["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    if generation := find_file(name, "generation_config.json", revision):
+        shutil.copyfile(generation, folder / generation.name)
+    if config.model.trust_remote_code and Path(name).is_dir():
+        for code in Path(name).glob("*.py"):
+            shutil.copyfile(code, folder / code.name)
