@@ -125,7 +125,8 @@ def _check_source(name: str, source: SourceConfig) -> list[str]:
         if not value.strip():
             faults.append(f'{place} = "{value}": is empty; name a file, a glob or a dataset.')
         elif not _expand(value).exists() and has_glob(value):
-            if not glob.glob(str(_expand(value)), recursive=True):
+            # Path.glob takes no absolute pattern
+            if not glob.glob(str(_expand(value)), recursive=True):  # noqa: PTH207
                 start = "" if _expand(value).is_absolute() else f" in {Path.cwd()}"
                 faults.append(f'{place} = "{value}": no file matches{start}.')
         elif not _expand(value).exists() and looks_like_path(value):

@@ -151,14 +151,12 @@ def _remove(raw: Any, path: KeyPath) -> bool:
     """Take one entry out; False when it was not there (a missing key is its own fault)."""
     here = raw
     for part in path[:-1]:
-        if not isinstance(here, dict | list):
-            return False
         try:
             here = here[part]
-        except (KeyError, IndexError):
+        except (KeyError, IndexError, TypeError):
             return False
     if isinstance(here, dict) and path[-1] in here:
-        del here[path[-1]]  # type: ignore[arg-type]
+        del here[path[-1]]
         return True
     return False
 

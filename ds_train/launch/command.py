@@ -1,0 +1,97 @@
+"""The deepspeed command of a run, and its environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_train.config.run import RunConfig
+from ds_train.launch.world import World, find_world, parse_launcher_args
+
+# pdsh hands arguments to a remote shell, which expands or splits anything else
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,+%@^-]+")
+
+
+def launcher_command(
+    config: RunConfig,
+    recipe_path: str | Path,
+    overrides: Sequence[str] = (),
+    launcher_args: Sequence[str] = (),
+    *,
+    world: World | None = None,
+    port: int | None = None,
+) -> list[str]:
+    """`deepspeed ... --module ds_train train recipe.yaml overrides...`.
+
+    `world` and `port` are found when left out. The arguments of the user come last, so they win.
+    """
+    world = world or find_world(config.cluster, launcher_args)
+    given = parse_launcher_args(launcher_args)
+    command = [*_deepspeed(), *_place_args(world, filtered=bool(given.include or given.exclude))]
+    if given.master_port is None:
+        port = port or config.cluster.master_port or free_port()
+        command += ["--master_port", str(port)]
+    command += ["--log_level", "warning", *launcher_args]
+    return [*command, "--module", "ds_train", "train", str(recipe_path), *overrides]
+
+
+def master_port(command: Sequence[str]) -> int:
+    """The port in a command of `launcher_command`."""
+    position = max(i for i, word in enumerate(command) if word.startswith("--master_port"))
+    _, equals, value = command[position].partition("=")
+    return int(value if equals else command[position + 1])
+
+
+def launcher_environment(world: World) -> dict[str, str]:
+    """What the launcher inherits: the accelerator's name and threads per rank where unset."""
+    environment = dict(os.environ)
+    if world.on_cpu:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    here = max(len(slots) for slots in world.slots.values())
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
+    return environment
+
+
+def is_plain(arguments: Sequence[str]) -> bool:
+    """Whether every argument survives a remote shell."""
+    return all(_PLAIN.fullmatch(argument) for argument in arguments)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def show_command(command: Sequence[str]) -> str:
+    """The command as one would type it."""
+    return shlex.join(command)
+
+
+def _deepspeed() -> list[str]:
+    """The `deepspeed` script of this very Python, or the module behind it."""
+    script = Path(sys.executable).parent / "deepspeed"
+    return (
+        [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    )
+
+
+def _place_args(world: World, filtered: bool) -> list[str]:
+    """Where the ranks run. --num_gpus would make the launcher forget CUDA_VISIBLE_DEVICES."""
+    if world.hostfile is not None:
+        args = ["--hostfile", world.hostfile]
+        counts = {len(slots) for slots in world.slots.values()}
+        return args if filtered or len(counts) > 1 else [*args, "--num_gpus", str(counts.pop())]
+    if filtered:
+        return []
+    slots = world.slots["localhost"]
+    if not world.on_cpu and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return ["--include", "localhost:" + ",".join(str(slot) for slot in slots)]
+    return ["--num_accelerators" if world.on_cpu else "--num_gpus", str(len(slots))]
