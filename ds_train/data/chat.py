@@ -64,12 +64,14 @@ def _render_conversation(
         spans = _subtract((0, len(text)), [renderer.span(i, text, marked) for i in unlearned])
     else:
         spans = [renderer.span(i, text, marked) for i in learned]
-    append_eos = False
-    if messages[-1].role == "assistant":
-        append_eos = not text.rstrip().endswith(template.special_tokens or ("\0",))
-    if append_eos and spans and not text[spans[-1][1] :].strip():
-        text = text[: spans[-1][1]]  # the token that ends the text follows the last word at once
-    return Rendered(text, tuple(spans), append_eos)
+    if messages[-1].role != "assistant":
+        return Rendered(text, tuple(spans), append_eos=False)
+    # Nothing is learned from whitespace after the last turn, and nothing sees it: cut it.
+    learned_end = spans[-1][1] if spans and loss_on != "all" else 0
+    end = max(learned_end, len(text.rstrip()))
+    spans = [(a, min(b, end)) for a, b in spans if a < end]
+    append_eos = not text[:end].endswith(template.special_tokens or ("\0",))
+    return Rendered(text[:end], tuple(spans), append_eos)
 
 
 def _learned_messages(messages: Sequence[Message], loss_on: LossOn) -> list[int]:

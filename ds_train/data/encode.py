@@ -38,7 +38,8 @@ def open_tokenizer(config: ModelConfig) -> Any:
         field = "tokenizer_name_or_path" if config.tokenizer_name_or_path else "name_or_path"
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
-            f'model.{field} = "{name}": no tokenizer can be opened: {reason}'
+            f'model.{field} = "{name}": no tokenizer could be read there ({reason}); put its '
+            "files beside the model, or set model.tokenizer_name_or_path."
         ) from error
 
 
