@@ -122,17 +122,15 @@ def make_event(
 
 
 def make_stories(lexicon: Lexicon, num_stories: int, seed: int) -> Iterator[str]:
-    """Stories of two events, each told and then told again in other ways by those who heard it."""
+    """Stories of one event, told and then told again in other ways by four who heard of it."""
     rng = random.Random(f"stories {seed}")
     nouns, verbs = list(range(NUM_NOUNS)), list(range(NUM_VERBS))
     for _ in range(num_stories):
-        sentences = []
-        for _ in range(2):
-            event = make_event(rng, lexicon, nouns, verbs, rng.choice(sorted(TENSES)))
-            sentences.append(event.text())
-            for _ in range(4):
-                event = _retold(rng, event)
-                sentences.append(f"{TELLS[event.tense]} : {event.text()}")
+        event = make_event(rng, lexicon, nouns, verbs, rng.choice(sorted(TENSES)))
+        sentences = [event.text()]
+        for _ in range(4):
+            event = _retold(rng, event)
+            sentences.append(f"{TELLS[event.tense]} : {event.text()}")
         yield " ".join(sentences)
 
 
@@ -158,12 +156,12 @@ def make_items(lexicon: Lexicon, num_items: int, seed: int, *, held_out: bool) -
     items: dict[Item, None] = {}
     while len(items) < num_items:
         event = make_event(rng, lexicon, nouns, verbs, rng.choice(sorted(TENSES)))
-        if item := _item(rng.choice(TASKS), event):
+        if item := answer_to(rng.choice(TASKS), event):
             items[item] = None
     return list(items)
 
 
-def _item(task: str, event: Event) -> Item | None:
+def answer_to(task: str, event: Event) -> Item | None:
     """The task's question about an event; None where the answer would be the sentence itself."""
     if task == "who":
         answer = f"{event.subject.text(is_object=False)} ."
