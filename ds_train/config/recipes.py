@@ -28,8 +28,8 @@ class BundledRecipe:
 
     @property
     def description(self) -> str:
-        """What the recipe is for: its first comment line."""
-        return next((line for line in self.comments if line), "")
+        """What the recipe is for: the first paragraph of its comments."""
+        return " ".join(self.comments[: (*self.comments, "").index("")])
 
 
 def bundled_recipes(folder: Path) -> list[BundledRecipe]:

@@ -1,0 +1,222 @@
+"""The command line. Each command imports what it needs when it is chosen, and nothing before."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_train.cli_parser import build_parser
+from ds_train.errors import ConfigError, DsTrainError, InputError
+
+_INTERRUPTED = 128 + signal.SIGINT
+_OTHER_RANK_SECONDS = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 the user's input, 1 the rest."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(parse(arguments))
+        sys.stdout.flush()
+    except DsTrainError as error:
+        _report(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # the reader (`| head`) has seen enough; stdout must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    if _is_rank():
+        from ds_train.launch.process import leave_exit_code
+
+        leave_exit_code(code)
+    return code
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Arguments of one command; `launcher_args` are those after `--`.
+
+    argparse ends a list of overrides at the first option, so the later ones are gathered here.
+    """
+    parser = build_parser()
+    launcher_args: list[str] = []
+    if "--" in arguments and "train" in arguments[: arguments.index("--")]:
+        split = arguments.index("--")
+        arguments, launcher_args = arguments[:split], arguments[split + 1 :]
+    args, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(args, "overrides"):
+        args.overrides += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
+    if rest:
+        parser.error(f"unknown argument {rest[0]} of ds-train {args.command}; see --help")
+    args.launcher_args = launcher_args
+    return args
+
+
+def _run(args: argparse.Namespace) -> int:
+    command = {
+        "validate": _validate,
+        "data": _data,
+        "train": _train,
+        "evaluate": _evaluate,
+        "export": _export,
+        "generate": _generate,
+        "recipes": _recipes,
+        "quickstart": _quickstart,
+    }[args.command]
+    return command(args)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    import json
+
+    from ds_train.config.load import dump_recipe
+    from ds_train.plan.validate import summary, validate
+
+    plan = validate(args.recipe, args.overrides)
+    if args.ds_config:
+        print(json.dumps(plan.ds_config, indent=2))
+    if args.resolved:
+        print(dump_recipe(plan.config), end="")
+    if not (args.ds_config or args.resolved):
+        print("\n".join([*summary(plan), f"{args.recipe} is valid"]))
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from ds_train.config.files import check_files
+    from ds_train.config.load import load_recipe
+    from ds_train.data.show import show_data
+
+    config = load_recipe(args.recipe, args.overrides)
+    if faults := check_files(config):
+        raise ConfigError(faults)
+    color = not args.no_color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    show_data(config, step=args.step, rows=args.rows, color=color)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    if _is_rank():
+        return _train_as_rank(args)
+    from ds_train.train.start import start_training
+
+    return start_training(args.recipe, args.overrides, args.launcher_args, dry_run=args.dry_run)
+
+
+def _train_as_rank(args: argparse.Namespace) -> int:
+    from ds_train.launch.guard import stop_with_launcher
+
+    stop_with_launcher()
+    from ds_train.config.load import load_recipe
+    from ds_train.train.loop import run
+
+    return run(load_recipe(args.recipe, args.overrides))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from ds_train.evaluate.loss import evaluate_command
+
+    evaluate_command(
+        args.target,
+        checkpoint=args.checkpoint,
+        base=args.base,
+        recipe=args.recipe,
+        overrides=args.overrides,
+        split=args.split,
+        max_samples=args.max_samples,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        device=args.device,
+        output=args.output,
+    )
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ds_train.checkpoint.export import export_command
+
+    export_command(
+        args.run,
+        checkpoint=args.checkpoint,
+        merge=args.merge,
+        output=args.output,
+        dtype=args.dtype,
+    )
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from ds_train.evaluate.generate import generate_command
+
+    generate_command(
+        args.target,
+        args.prompt,
+        chat=args.chat,
+        system=args.system,
+        checkpoint=args.checkpoint,
+        base=args.base,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+        dtype=args.dtype,
+        device=args.device,
+    )
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    import textwrap
+
+    from ds_train.config.recipes import bundled_recipes, copy_recipe, find_recipe
+    from ds_train.plan.presets import ds_configs_dir
+
+    folder = ds_configs_dir() / "recipes"
+    if args.action == "show":
+        print(find_recipe(folder, args.name).path.read_text(encoding="utf-8"), end="")
+    elif args.action == "copy":
+        target = copy_recipe(find_recipe(folder, args.name), args.destination)
+        print(f"{target}: change it, then run ds-train validate {target}")
+    else:
+        for recipe in bundled_recipes(folder):
+            text = textwrap.fill(
+                recipe.description, 96, initial_indent="    ", subsequent_indent="    "
+            )
+            print(f"{recipe.name}\n{text}")
+    return 0
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    from ds_train.quickstart.run import quickstart
+
+    quickstart(Path(args.output_dir), num_processes=args.num_processes)
+    return 0
+
+
+def _is_rank() -> bool:
+    """Whether the deepspeed launcher (or torchrun) has started this process as one of several."""
+    return "RANK" in os.environ
+
+
+def _report(error: DsTrainError) -> None:
+    """Print the message, once per run: rank 0 speaks for all that found the same fault."""
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, InputError) and rank != "0":
+        # Rank 0 found it too, as a rule, and its exit makes the launcher end this process now.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_OTHER_RANK_SECONDS)
+    prefix = f"error (rank {rank}): " if rank != "0" else "error: "
+    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
+    if len(faults) > 1:
+        print(f"{prefix}{len(faults)} faults:", file=sys.stderr)
+        prefix = "  "
+    for fault in faults:
+        print(prefix + fault, file=sys.stderr)

@@ -1,0 +1,205 @@
+"""What can be typed after `ds-train`: the commands, their arguments and help texts."""
+
+from __future__ import annotations
+
+import argparse
+
+from ds_train import __version__
+
+_EPILOG = """\
+start here:
+  ds-train recipes                                 what there is to copy
+  ds-train recipes copy lora_sft_messages my.yaml
+  ds-train validate my.yaml                        every fault at once, without a GPU
+  ds-train data my.yaml                            what is learned from
+  ds-train train my.yaml
+
+exit codes: 0 done, 2 something you gave is wrong, 1 the run failed, 130 stopped by Ctrl-C
+"""
+_OVERRIDES = (
+    "settings laid over the recipe, e.g. train.learning_rate=1e-4 data.train.0.path=x.jsonl"
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="ds-train",
+        description="Fine-tuning of large language models on DeepSpeed, whose runs can be trusted.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ds-train {__version__}")
+    # the deepspeed launcher hands this to every rank; LOCAL_RANK says the same
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_validate(commands)
+    _add_data(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_export(commands)
+    _add_generate(commands)
+    _add_recipes(commands)
+    _add_quickstart(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="example:\n  " + example.replace("\n", "\n  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="the YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=_OVERRIDES)
+
+
+def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "validate",
+        "check a recipe and list every fault, without torch or a GPU",
+        "ds-train validate my.yaml train.global_batch_size=64",
+    )
+    _add_recipe_arguments(parser)
+    parser.add_argument(
+        "--ds-config", action="store_true", help="print the whole resolved DeepSpeed config"
+    )
+    parser.add_argument(
+        "--resolved", action="store_true", help="print the whole recipe with its defaults"
+    )
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "data",
+        "show what the data becomes: the audit and rows with what is learned from",
+        "ds-train data my.yaml\nds-train data my.yaml --step 1234      exactly what it trains on",
+    )
+    _add_recipe_arguments(parser)
+    parser.add_argument("--step", type=int, help="show the rows of this step (the first is 1)")
+    parser.add_argument("--rows", type=int, default=3, help="rows to show (default 3)")
+    parser.add_argument("--no-color", action="store_true", help="mark with brackets, not colours")
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "train",
+        "check, tokenise and train through the deepspeed launcher; continue what was begun",
+        "ds-train train my.yaml\n"
+        "ds-train train my.yaml cluster.processes_per_node=8 -- --bind_cores_to_rank\n"
+        "deepspeed --num_gpus 8 --module ds_train train my.yaml      the same by hand",
+    )
+    _add_recipe_arguments(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the launcher's command and stop"
+    )
+
+
+def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", default="latest", help="of a run: latest (default), best, or step-50"
+    )
+    parser.add_argument(
+        "--base", action="store_true", help="of a run: the base model it began from"
+    )
+    parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="arithmetic")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "evaluate",
+        "measure the loss of a run, an adapter or a model",
+        "ds-train evaluate runs/first --checkpoint best\n"
+        "ds-train evaluate runs/first/merged --recipe my.yaml",
+    )
+    parser.add_argument("target", help="run folder, adapter folder, model folder or hub name")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=_OVERRIDES)
+    _add_target_arguments(parser)
+    parser.add_argument("--recipe", help="whose data to use; the run's own when left out")
+    parser.add_argument("--split", choices=["validation", "train"], default="validation")
+    parser.add_argument(
+        "--max-rows", type=int, dest="max_samples", help="only the first so many samples"
+    )
+    parser.add_argument("--batch-size", type=int, help="samples at once")
+    parser.add_argument("--output", help="write the numbers to this JSON file")
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "export",
+        "write a run's adapter, or one merged model folder, from files alone",
+        "ds-train export runs/first --merge --output my-model",
+    )
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--merge", action="store_true", help="one Hugging Face model folder")
+    parser.add_argument("--checkpoint", default="latest", help="latest (default), best or step-50")
+    parser.add_argument("--output", help="folder to write; RUN/merged or RUN/adapter if left out")
+    parser.add_argument(
+        "--dtype", choices=["bf16", "fp16", "fp32"], help="of the weights; the base's if left out"
+    )
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        "complete a prompt with a run, an adapter or a model",
+        'ds-train generate runs/first "Once upon a time"\n'
+        'ds-train generate runs/first --chat "Why is the sky blue?"',
+    )
+    parser.add_argument("target", help="run folder, adapter folder, model folder or hub name")
+    parser.add_argument("prompt", help="the text to go on from; - reads it from stdin")
+    _add_target_arguments(parser)
+    parser.add_argument("--chat", action="store_true", help="put the prompt into a user message")
+    parser.add_argument("--system", help="with --chat: the system message")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_recipes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "recipes",
+        "list the bundled recipes, show or copy one",
+        "ds-train recipes copy lora_sft_messages my.yaml",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="list | show NAME | copy NAME [FILE]")
+    actions.add_parser("list", help="names and what they are for (the default)")
+    show = actions.add_parser("show", help="print a recipe")
+    show.add_argument("name")
+    copy = actions.add_parser("copy", help="copy a recipe, never over an existing file")
+    copy.add_argument("name")
+    copy.add_argument("destination", nargs="?", help="file or folder; here when left out")
+
+
+def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "quickstart",
+        "the main job on an embedded tiny model: pretrain, LoRA, export, compare; no download",
+        "ds-train quickstart",
+    )
+    parser.add_argument("--output-dir", default="runs/quickstart", help="default runs/quickstart")
+    parser.add_argument("--num-processes", type=int, help="one per GPU, or 2 on the CPU")
