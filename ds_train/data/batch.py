@@ -23,6 +23,7 @@ import torch
 
 from ds_train.data.mix import Ints
 from ds_train.data.pack import pack_rows, single_rows
+from ds_train.data.share import share_of_rank
 from ds_train.data.store import TokenStore
 
 IGNORE = -100
@@ -105,33 +106,6 @@ def collate(
         sample_ids=np.concatenate([np.empty(0, dtype=np.int64), *rows]),
         num_rows=len(rows),
     )
-
-
-def share_of_rank(
-    store: TokenStore,
-    rows: Sequence[Ints],
-    *,
-    rank: int,
-    dp_size: int,
-    micro_batch_size: int,
-    packing: bool,
-) -> list[list[Ints]]:
-    """The rows of one rank, micro-batch after micro-batch; every row goes to exactly one rank.
-
-    Packed rows are alike and go as they come. Others are sorted by length, longest first, and
-    dealt like cards: a micro-batch holds rows of like length, and so do its twins on other ranks.
-    """
-    per_round = dp_size * micro_batch_size
-    if len(rows) % per_round:
-        raise ValueError(f"{len(rows)} rows, not a multiple of {dp_size} x {micro_batch_size}")
-    order = np.arange(len(rows))
-    if not packing:
-        order = np.argsort([-int(store.lengths[row].sum()) for row in rows], kind="stable")
-    shares = []
-    for start in range(0, len(rows), per_round):
-        in_round = order[start : start + per_round]
-        shares.append([rows[index] for index in in_round[rank::dp_size]])
-    return shares
 
 
 def step_batches(
