@@ -7,7 +7,6 @@ Every step is the command that a user would type, run as its own process and pri
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -111,11 +110,8 @@ def _lora_overrides(files: QuickstartFiles, base: Path, run: Path, processes: in
 def _ds_train(*arguments: str) -> None:
     """Run one command of ds-train as its own process, after printing it."""
     print(f"$ {shlex.join(['ds-train', *arguments])}", flush=True)
-    threads = str(max(1, (os.cpu_count() or 2) // 2))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    code = subprocess.run(
-        [sys.executable, "-m", "ds_train", *arguments], env=environment, check=False
-    ).returncode
+    command = [sys.executable, "-m", "ds_train", *arguments]
+    code = subprocess.run(command, check=False).returncode
     if code != 0:
         raise RunFailed(f"quickstart: ds-train {arguments[0]} ended with exit code {code}.")
 
