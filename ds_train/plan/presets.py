@@ -14,10 +14,8 @@ DEFAULT_PRESET = "zero2"
 
 
 def ds_configs_dir() -> Path:
-    """Folder of presets and recipes: beside the package in a checkout, inside it in a wheel."""
-    package = Path(str(files("ds_train")))
-    checkout = package.parent / "ds_configs"
-    return checkout if (checkout / "zero2.json").is_file() else package / "ds_configs"
+    """Folder of presets and recipes: a link to ../ds_configs in a checkout, real in a wheel."""
+    return Path(str(files("ds_train"))) / "ds_configs"
 
 
 def preset_names() -> list[str]:
