@@ -284,6 +284,9 @@ class Engine:
                 count = torch.tensor(float(num_steps or 0), device=partition.device)
                 state["step"] = count if counts_in_tensor else num_steps or 0
         if self.stage in (1, 2):
+            # DeepSpeed links parameters to optimizer tensors after its first group's first update,
+            # once: those of further groups stay unlinked (seen in 0.19.8). So link them all again.
+            self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _publish(self) -> None:
