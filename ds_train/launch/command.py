@@ -36,7 +36,7 @@ def launcher_command(
     if given.master_port is None:
         port = port or config.cluster.master_port or free_port()
         command += ["--master_port", str(port)]
-    command += ["--log_level", "warning", *launcher_args]
+    command += ["--log_level", "error", *launcher_args]
     return [*command, "--module", "ds_train", "train", str(recipe_path), *overrides]
 
 

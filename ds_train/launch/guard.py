@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from functools import cache
 
 import psutil
 
@@ -33,11 +34,23 @@ def describe_parent() -> str:
     return f"{os.getpid()}:{psutil.Process().create_time()}"
 
 
+@cache
+def launcher_pid() -> int:
+    """The process that started this one; asked first at the start, it stays what it was then."""
+    return os.getppid()
+
+
+def launcher_is_gone() -> bool:
+    """Whether another process has become the parent since the start."""
+    return os.getppid() != launcher_pid()
+
+
 def stop_with_launcher() -> None:
     """Called by a rank at its start: SIGTERM to itself when launcher or `ds-train train` die.
 
     The launcher is the parent. `ds-train train` stands above it, so a thread looks after it.
     """
+    launcher_pid()
     die_with_parent()
     if text := os.environ.get(PARENT_VARIABLE):
         pid, _, start = text.partition(":")

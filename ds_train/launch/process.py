@@ -19,7 +19,12 @@ from pathlib import Path
 import psutil
 
 from ds_train.errors import RunFailed
-from ds_train.launch.guard import PARENT_VARIABLE, describe_parent, die_with_parent
+from ds_train.launch.guard import (
+    PARENT_VARIABLE,
+    describe_parent,
+    die_with_parent,
+    launcher_is_gone,
+)
 
 SAVE_SECONDS = 900.0
 """How long ranks may take to save after Ctrl-C before everything is killed."""
@@ -65,10 +70,9 @@ def run_launcher(
 
 def leave_exit_code(code: int) -> None:
     """Called by a rank at its end: the launcher's own exit code says nothing when it is killed."""
-    if folder := os.environ.get(EXIT_VARIABLE):
-        path = Path(folder)
-        if path.is_dir():
-            (path / f"rank-{os.environ.get('RANK', '0')}").write_text(str(code))
+    folder = Path(os.environ.get(EXIT_VARIABLE, ""))
+    if EXIT_VARIABLE in os.environ and folder.is_dir() and not launcher_is_gone():
+        (folder / f"rank-{os.environ.get('RANK', '0')}").write_text(str(code))
 
 
 def remove_shared_memory(port: int) -> None:
