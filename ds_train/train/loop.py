@@ -90,7 +90,6 @@ class Loop:
         self.run_, self.request, self._say = run, request, say
         self.facts: CheckpointFacts = run.start
         self.saved_step = run.start.step
-        self.evaluated_step: int | None = None
         self.reporter = Reporter(run) if run.ranks.is_main else None
 
     def run(self) -> None:
@@ -152,9 +151,10 @@ class Loop:
                 peak_memory_bytes=result.peak_memory_bytes,
             )
         )
-        if is_due(run.config.evaluate.every, before, after):
+        last = step + 1 == run.total_steps  # `_finish` evaluates and saves that one
+        if not last and is_due(run.config.evaluate.every, before, after):
             self._evaluate()
-        if is_due(run.config.checkpoint.every, before, after) or result.stop:
+        if result.stop or (not last and is_due(run.config.checkpoint.every, before, after)):
             self._save()
         if result.stop:
             self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
@@ -165,9 +165,9 @@ class Loop:
         return Position(step, self.run_.total_steps, plan.tokens_before(step), plan.epoch(step))
 
     def _finish(self) -> None:
-        if self.evaluated_step != self.facts.step and self.saved_step != self.facts.step:
+        if self.facts.step > self.run_.start.step:
             self._evaluate()
-        self._save()
+            self._save()
         self._say(
             f"done: {self.facts.step:,} steps; everything lies in {str(self.run_.paths.root)!r}"
         )
@@ -190,7 +190,6 @@ class Loop:
                 best=best,
             )
         )
-        self.evaluated_step = self.facts.step
         if best:
             self.facts = replace(self.facts, best_loss=result.loss)
             if run.config.checkpoint.best and self.facts.step > 0:
