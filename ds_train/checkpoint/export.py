@@ -73,6 +73,11 @@ def export_command(
     config = load_recipe(RunPaths(run).recipe)
     whole = merge or config.adapter.method in WEIGHT_METHODS
     target = Path(output) if output is not None else run / ("merged" if whole else "adapter")
+    if dtype is not None and not whole:
+        raise CheckpointError(
+            f"--dtype {dtype}: an adapter keeps the precision it was trained in; --dtype goes with "
+            "--merge."
+        )
     _refuse_occupied(target)
     with _published(target) as folder:
         if whole:

@@ -9,6 +9,8 @@ some/hub-name            a model of the hub
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from ds_train.checkpoint.folder import find_checkpoint, read_facts, read_parameter, state_places
 from ds_train.config.load import load_recipe
@@ -113,12 +116,9 @@ def load_for_inference(
     config = target.model
     if dtype is not None:
         config = config.model_copy(update={"dtype": dtype})
-    seed = 0 if target.recipe is None else target.recipe.train.seed
-    model = load_model(config, load_architecture(config), seed=seed)
-    if target.adapter is not None:
-        model = _with_adapter(model, target.adapter)
-    if target.state is not None:
-        _put_state(model, target.state)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    model = _build(target, config)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     say(f"model: {target.title} as {config.dtype} on {place}")
     if config.quantization == "none":
@@ -126,11 +126,23 @@ def load_for_inference(
     return model.eval(), load_tokenizer(config)
 
 
+def _build(target: Target, config: ModelConfig) -> nn.Module:
+    seed = 0 if target.recipe is None else target.recipe.train.seed
+    model = load_model(config, load_architecture(config), seed=seed)
+    if target.adapter is not None:
+        model = _with_adapter(model, target.adapter)
+    if target.state is not None:
+        _put_state(model, target.state)
+    return model
+
+
 def _with_adapter(model: nn.Module, folder: Path) -> nn.Module:
     try:
-        adapted: nn.Module = PeftModel.from_pretrained(
-            model, str(folder), autocast_adapter_dtype=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about PEFT's calls
+            adapted: nn.Module = PeftModel.from_pretrained(
+                model, str(folder), autocast_adapter_dtype=False
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{str(folder)!r}: not an adapter of its base ({reason})") from error

@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from fake_run import adapter_run, add_checkpoint, make_run, random_adapter
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file
+from small_store import make_store
 from transformers import AutoModelForCausalLM
 
 from ds_train.checkpoint.export import export_command
@@ -29,21 +29,6 @@ def _quiet(_: str) -> None:
     pass
 
 
-def _make_store(ids: list[list[int]], masks: list[list[int]]) -> TokenStore:
-    lengths = np.array([len(one) for one in ids], np.int32)
-    return TokenStore(
-        lengths=lengths,
-        supervised=np.array([sum(mask) for mask in masks], np.int32),
-        sources=np.zeros(len(ids), np.int16),
-        hashes=np.arange(len(ids), dtype=np.uint64),
-        ordinals=np.arange(len(ids)),
-        starts=np.cumsum(lengths, dtype=np.int64) - lengths,
-        flat_tokens=np.concatenate(ids).astype(np.uint16),
-        flat_mask=np.concatenate(masks).astype(np.uint8),
-        meta={},
-    )
-
-
 def _random_store(count: int = 11) -> TokenStore:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(2, 30, (count,), generator=generator).tolist()
@@ -51,7 +36,7 @@ def _random_store(count: int = 11) -> TokenStore:
     masks = [[0, *torch.randint(0, 2, (n - 1,), generator=generator).tolist()] for n in lengths]
     for mask in masks:
         mask[-1] = 1
-    return _make_store(ids, masks)
+    return make_store(ids, masks)
 
 
 def _model(kind: str, base: Path) -> Any:
@@ -93,7 +78,7 @@ def test_exact_match_counts_answers_that_greedy_decoding_gives(tiny_base: Path) 
     answers[2][3] = (answers[2][3] + 1) % 259  # one wrong token spoils one answer
     ids = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     masks = [[0] * len(prompts[i]) + [1] * len(answers[i]) for i in range(4)]
-    store = _make_store(ids, masks)
+    store = make_store(ids, masks)
     scores = score_samples(model, store, batch_size=4, max_length=64, pad_token_id=0)
     numbers = summarise(store, scores)
     assert numbers["exact_match"] == 0.75 and numbers["token_accuracy"] < 1
