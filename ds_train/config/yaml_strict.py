@@ -44,6 +44,14 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that also quotes text which only our loader would read as a number."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text with unusual line ends only survives in double quotes, where they are escaped."""
+    style = '"' if re.search("[\x85\u2028\u2029\ufeff]", text) else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
 for _loader, _tag, _pattern, _first in (
     (_Loader, "bool", _BOOL, "tTfF"),
     (_Loader, "int", _INT, "-+0123456789"),

@@ -119,7 +119,7 @@ def test_config_from_dict() -> None:
     }
     assert config_from_dict(raw).train.max_steps == 2000
     assert raw["report"] is None, "the caller's dict is left alone"
-    with pytest.raises(ConfigError, match="model.name_or_path is missing"):
+    with pytest.raises(ConfigError, match=r"model\.name_or_path is missing"):
         config_from_dict({**raw, "model": {}})
 
 
