@@ -45,11 +45,12 @@ def open_tokenizer(config: ModelConfig) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """A tokenizer with what it puts around a text."""
+    """A tokenizer with what it puts around a text. Workers get it pickled, and need no torch."""
 
-    tokenizer: Any
     backend: Any
     """`tokenizers.Tokenizer`, or None for a slow tokenizer."""
+    slow: Any
+    """The tokenizer of transformers where there is no backend, else None."""
     bos_id: int | None
     """None when the tokenizer itself puts no BOS before a text."""
     eos_id: int
@@ -69,8 +70,8 @@ class TextEncoder:
         around = tokenizer("").input_ids  # what is put around an empty text
         bos = tokenizer.bos_token_id
         return cls(
-            tokenizer,
             _bare_backend(tokenizer) if tokenizer.is_fast else None,
+            None if tokenizer.is_fast else tokenizer,
             bos if bos is not None and around[:1] == [bos] else None,
             tokenizer.eos_token_id,
             tokenizer.unk_token_id,
@@ -106,7 +107,7 @@ class TextEncoder:
         ids: list[int] = []
         mask: list[bool] = []
         for start, end in itertools.pairwise(edges):
-            piece = self.tokenizer.encode(sample.text[start:end], add_special_tokens=False)
+            piece = self.slow.encode(sample.text[start:end], add_special_tokens=False)
             ids += piece
             mask += [any(a <= start < b for a, b in sample.spans)] * len(piece)
         return np.array(ids, np.int64), np.array(mask, bool)

@@ -21,7 +21,7 @@ from ds_train.config.data import DataConfig
 from ds_train.config.model import ModelConfig
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.read import open_dataset
-from ds_train.data.sources import Source
+from ds_train.data.sources import Source, data_suffix
 from ds_train.data.templates import BUILTIN
 
 CODE_VERSION = 1
@@ -83,7 +83,7 @@ def _source_facts(source: Source, memory: DigestMemory) -> dict[str, Any]:
     facts = {name: getattr(config, name) for name in settings}
     facts["validation"] = source.validation
     if source.kind == "files":
-        return facts | {"files": [[f.suffixes[-2:], memory.digest(f)] for f in source.files]}
+        return facts | {"files": [[data_suffix(f), memory.digest(f)] for f in source.files]}
     facts["split"] = config.split
     if source.kind == "saved":
         files = sorted(file for file in source.files[0].rglob("*") if file.is_file())

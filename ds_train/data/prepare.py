@@ -123,9 +123,9 @@ def _tokenise(
     plans, streams = _plan_sources(config, sources, template)
     for plan in plans:
         say(f"{plan.source.field} ({plan.source.name}): format {plan.form.name}, {plan.form.how}")
-    vocab_size = TextEncoder.of(tokenizer).vocab_size
-    with StoreWriter(folder, vocab_size) as writer:
-        counts = tokenise_sources(Job(config.model, data, plans), streams, tokenizer, writer)
+    job = Job(plans, TextEncoder.of(tokenizer), template, data.max_length)
+    with StoreWriter(folder, job.encoder.vocab_size) as writer:
+        counts = tokenise_sources(job, streams, writer, data.num_workers)
         writer.meta["sources"] = [
             {**_plan_facts(plan), "counts": own}
             for plan, own in zip(plans, merge_counts(counts), strict=True)

@@ -145,7 +145,7 @@ def _read_json_lines(stream: BinaryIO, where: str) -> Iterator[tuple[str, Any]]:
         position = f"line {number:,}"
         text = _decode(line, where, position)
         try:
-            value = json.loads(text)
+            value = json.loads(text.rstrip())
         except ValueError as error:
             raise DataError(
                 f"{where}: {position} is not valid JSON ({_json_fault(error)}): "

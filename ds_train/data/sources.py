@@ -108,7 +108,7 @@ def _find_files(field: str, path: str) -> list[Path]:
         if not found:
             raise DataError(f"{where}: no file matches.")
     else:
-        raise DataError(f"{where}: no such file{_nearest_file(plain)}.")
+        raise DataError(f"{where}: no such file{_nearest_file(plain)}")
     for file in found:
         if data_suffix(file) not in KNOWN_SUFFIXES:
             raise DataError(
@@ -127,10 +127,10 @@ def data_suffix(file: Path) -> str:
 
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" (nor a folder {path.parent})"
+        return f", nor a folder {path.parent}."
     names = [one.name for one in path.parent.iterdir()]
     near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {near[0]}?" if near else "."
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -49,7 +49,9 @@ class SampleChunk:
     tokens: np.ndarray
     mask: np.ndarray
     lengths: np.ndarray
+    supervised: np.ndarray
     sources: np.ndarray
+    hashes: np.ndarray
     ordinals: np.ndarray
 
     @classmethod
@@ -64,10 +66,13 @@ class SampleChunk:
         for mask in masks:
             mask[:1] = False
         empty = [np.zeros(0, np.uint32)]
+        pairs = zip(ids, masks, strict=True)
         return cls(
             tokens=np.concatenate([*empty, *ids]).astype(np.uint32),
             mask=np.concatenate([np.zeros(0, np.uint8), *masks]).astype(np.uint8),
             lengths=np.array([len(one) for one in ids], np.int32),
+            supervised=np.array([np.count_nonzero(mask) for mask in masks], np.int32),
+            hashes=np.array([sample_hash(*pair) for pair in pairs], np.uint64),
             sources=np.array(sources, np.int16),
             ordinals=np.array(ordinals, np.int64),
         )
@@ -107,22 +112,8 @@ class StoreWriter:
 
     def append(self, chunk: SampleChunk) -> None:
         """Writes a chunk; samples keep the order in which they come."""
-        ends = np.cumsum(chunk.lengths, dtype=np.int64)
-        starts = ends - chunk.lengths
-        spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
-        totals = np.concatenate([[0], np.cumsum(chunk.mask, dtype=np.int64)])
-        hashes = [sample_hash(chunk.tokens[a:b], chunk.mask[a:b]) for a, b in spans]
-        arrays = {
-            "tokens": chunk.tokens,
-            "mask": chunk.mask,
-            "lengths": chunk.lengths,
-            "supervised": totals[ends] - totals[starts],
-            "sources": chunk.sources,
-            "hashes": np.array(hashes, np.uint64),
-            "ordinals": chunk.ordinals,
-        }
-        for name, array in arrays.items():
-            data = np.ascontiguousarray(array, self._dtypes[name]).tobytes()
+        for name, dtype in self._dtypes.items():
+            data = np.ascontiguousarray(getattr(chunk, name), dtype).tobytes()
             self._digests[name].update(data)
             try:
                 self._files[name].write(data)

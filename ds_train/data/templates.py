@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from ds_train.errors import DataError
 
 _NO_TOOLS = (
@@ -71,12 +73,31 @@ def choose_template(
         text, origin = _read_template(setting), f"file {Path(setting).name}"
     if text is None:
         return None
+    check_syntax(text, origin)
     return ChatTemplate(
         text,
         origin,
         {**tokenizer.special_tokens_map, **template_kwargs},
         tuple(special_token_texts(tokenizer)),
     )
+
+
+def check_syntax(text: str, origin: str) -> None:
+    """DataError when a template is not Jinja; the whole template is parsed, nothing is run."""
+    # `generation` is an extension of transformers; any block with an end serves for parsing.
+    plain = re.sub(r"\{%(-?)\s*(end)?generation\s*(-?)%\}", _as_filter, text)
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(
+            f"data.chat_template: line {error.lineno} of the template ({origin}) is not valid "
+            f"Jinja: {error.message}"
+        ) from None
+
+
+def _as_filter(match: re.Match[str]) -> str:
+    tag = "endfilter" if match[2] else "filter trim"
+    return f"{{%{match[1]} {tag} {match[3]}%}}"
 
 
 def special_token_texts(tokenizer: Any) -> list[str]:

@@ -16,27 +16,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ds_train.config.data import DataConfig, LossOn, OverLength
-from ds_train.config.model import ModelConfig
+from ds_train.config.data import LossOn, OverLength
 from ds_train.data.chat import render_sample
-from ds_train.data.encode import TextEncoder, open_tokenizer
+from ds_train.data.encode import TextEncoder
 from ds_train.data.formats import RowFormat, convert
 from ds_train.data.read import Row
 from ds_train.data.sources import Source
 from ds_train.data.store import SampleChunk, StoreWriter
-from ds_train.data.templates import ChatTemplate, choose_template
+from ds_train.data.templates import ChatTemplate
 from ds_train.data.types import TokenRow
 from ds_train.errors import DataError
 
 _CHUNK_ROWS = 500
 _CHUNK_CHARACTERS = 500_000
 _FEW_ROWS = 2_000
-"""Less than this is done in the process itself: a worker takes 3 s to start."""
+"""Less than this is done in the process itself: a worker takes a second to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +51,10 @@ class SourcePlan:
 class Job:
     """All that a worker must know."""
 
-    model: ModelConfig
-    data: DataConfig
     plans: tuple[SourcePlan, ...]
+    encoder: TextEncoder
+    template: ChatTemplate | None
+    max_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +67,24 @@ class Result:
 
 
 class Tokeniser:
-    """Turns chunks of rows into chunks of samples, in the process that made it."""
+    """Turns chunks of rows into chunks of samples."""
 
-    def __init__(self, job: Job, tokenizer: Any) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
-        self.encoder = TextEncoder.of(tokenizer)
-        self.template: ChatTemplate | None = choose_template(
-            job.data.chat_template, job.data.template_kwargs, tokenizer
-        )
 
     def run(self, source_index: int, rows: Sequence[Row]) -> Result:
         """Samples of some rows of one source."""
         plan = self.job.plans[source_index]
         rendered = [
             render_sample(
-                convert(row, plan.source, plan.form), plan.loss_on, self.template, row.place
+                convert(row, plan.source, plan.form), plan.loss_on, self.job.template, row.place
             )
             for row in rows
         ]
         counts: Counter[str] = Counter(rows=len(rows))
         pieces: list[TokenRow] = []
         ordinals: list[int] = []
-        for row, whole in zip(rows, self.encoder.encode(rendered), strict=True):
+        for row, whole in zip(rows, self.job.encoder.encode(rendered), strict=True):
             fitting = self._fit(plan, row, whole, counts)
             kept = [one for one in fitting if one.mask[1:].any()]
             if not kept:
@@ -112,7 +107,7 @@ class Tokeniser:
         Pieces of a split row overlap by one token, the last of a piece being the first of the
         next: it is context there, so each token of the row is still learned exactly once.
         """
-        limit, length = self.job.data.max_length, len(whole.ids)
+        limit, length = self.job.max_length, len(whole.ids)
         if length <= limit:
             return [whole]
         if plan.over_length == "error":
@@ -135,8 +130,8 @@ class Tokeniser:
         return [TokenRow(whole.ids[cut], whole.mask[cut].copy(), 0) for cut in cuts]
 
     def _count_unknown(self, rows: Iterable[TokenRow]) -> int:
-        unknown = self.encoder.unk_id
-        if unknown is None or unknown == self.encoder.eos_id:  # GPT-2 uses one token for both
+        unknown = self.job.encoder.unk_id
+        if unknown is None or unknown == self.job.encoder.eos_id:  # GPT-2 uses one token for both
             return 0
         return sum(int(np.count_nonzero(row.ids == unknown)) for row in rows)
 
@@ -144,20 +139,18 @@ class Tokeniser:
 def tokenise_sources(
     job: Job,
     streams: Sequence[Iterable[Row]],
-    tokenizer: Any,
     writer: StoreWriter,
+    num_workers: int | None = None,
 ) -> list[Counter[str]]:
     """Writes all samples of all sources, in order; gives the counts of each source."""
     counts: list[Counter[str]] = [Counter() for _ in streams]
     chunks = _chunks(streams)
     first = list(_first_rows(chunks, _FEW_ROWS))
     num_rows = sum(len(rows) for _, rows in first)
-    num_workers = 1 if num_rows < _FEW_ROWS else (job.data.num_workers or num_cores())
+    num_workers = 1 if num_rows < _FEW_ROWS else (num_workers or num_cores())
     chunks = itertools.chain(first, chunks)
     results = (
-        _run_here(job, tokenizer, chunks)
-        if num_workers == 1
-        else _run_in_workers(job, chunks, num_workers)
+        _run_here(job, chunks) if num_workers == 1 else _run_in_workers(job, chunks, num_workers)
     )
     hidden = not sys.stderr.isatty()
     with tqdm(desc="tokenising", unit=" rows", file=sys.stderr, disable=hidden) as bar:
@@ -198,10 +191,8 @@ def _first_rows(
         yield chunk
 
 
-def _run_here(
-    job: Job, tokenizer: Any, chunks: Iterable[tuple[int, list[Row]]]
-) -> Iterator[Result]:
-    tokeniser = Tokeniser(job, tokenizer)
+def _run_here(job: Job, chunks: Iterable[tuple[int, list[Row]]]) -> Iterator[Result]:
+    tokeniser = Tokeniser(job)
     for index, rows in chunks:
         yield tokeniser.run(index, rows)
 
@@ -237,7 +228,7 @@ _worker: Tokeniser | None = None
 def _start_worker(job: Job) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
-    _worker = Tokeniser(job, open_tokenizer(job.model))
+    _worker = Tokeniser(job)
 
 
 def _run_in_worker(source_index: int, rows: list[Row]) -> Result:
