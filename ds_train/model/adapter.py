@@ -63,7 +63,26 @@ def choose_trainable(model: nn.Module, config: AdapterConfig, *, base: str, seed
             f"adapter.target_modules = {config.target_modules!r}: {str(error).splitlines()[0]} "
             f"Linear layers of this model: {', '.join(_linear_names(model))}."
         ) from error
+    _spell_out_feedforward(adapted)
     return adapted
+
+
+def _spell_out_feedforward(model: PeftModel) -> None:
+    """Name IA3's feedforward modules as its target modules are named.
+
+    PEFT spells `all-linear` out into full names and leaves `feedforward_modules` as endings; it
+    then refuses to read its own settings, as the ones are no subset of the others.
+    """
+    config = model.peft_config[ADAPTER_NAME]
+    if not isinstance(config, IA3Config) or isinstance(config.target_modules, str):
+        return
+    endings = config.feedforward_modules or ()
+    if not set(endings) <= set(config.target_modules or ()):
+        config.feedforward_modules = [
+            name
+            for name in sorted(config.target_modules or ())
+            if any(name == ending or name.endswith(f".{ending}") for ending in endings)
+        ]
 
 
 def _train_matching(model: nn.Module, patterns: list[str]) -> None:
