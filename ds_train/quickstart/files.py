@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from ds_train.quickstart.language import Item, Lexicon, make_items, make_lexicon, make_stories
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
-NUM_STORIES, NUM_TRAIN_ITEMS, NUM_TEST_ITEMS = 25_000, 6_000, 200
+NUM_STORIES, NUM_TRAIN_ITEMS, NUM_TEST_ITEMS = 15_000, 6_000, 200
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 MAX_NEW_TOKENS = 24
 """The longest answer has 14 tokens."""
@@ -35,6 +36,7 @@ class Score:
 def score_model(folder: Path, items_path: Path, num_examples: int = 3) -> Score:
     """Load a Hugging Face folder, answer every item greedily, compare with its completion."""
     items = [json.loads(line) for line in items_path.read_text(encoding="utf-8").splitlines()]
+    transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = tokenizer([item["prompt"] for item in items], return_tensors="pt", padding=True)
@@ -45,12 +47,10 @@ def score_model(folder: Path, items_path: Path, num_examples: int = 3) -> Score:
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
     )
-    answers = tokenizer.batch_decode(
-        generated[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
     rows = [
-        (item["prompt"], item["completion"].strip(), answer.strip())
-        for item, answer in zip(items, answers, strict=True)
+        (item["prompt"], item["completion"].strip(), text.removeprefix(item["prompt"]).strip())
+        for item, text in zip(items, texts, strict=True)
     ]
     num_right = sum(right == answer for _, right, answer in rows)
     return Score(num_right, len(rows), tuple(rows[:num_examples]))
