@@ -68,7 +68,7 @@ def _message(path: KeyPath, item: Any, section: type[Section], field: str) -> st
     if value is None:
         rule = "is empty; give a value, or remove the line to take the default"
         return f"{name} {rule}."
-    return f"{name} = {show(value)}: {rule}."
+    return f"{name} = {show(value)}: {rule}{'' if rule.endswith('?') else '.'}"
 
 
 def show(value: Any) -> str:

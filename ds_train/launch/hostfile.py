@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ds_train.config.files import missing
 from ds_train.errors import ConfigError
 
 Slots = dict[str, list[int]]
@@ -21,6 +22,8 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
     """Host -> number of slots. Raises ConfigError with every bad line and its number."""
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(missing("cluster.hostfile", str(path), "file")) from None
     except OSError as error:
         raise ConfigError(f'cluster.hostfile = "{path}": {error.strerror}.') from None
     except UnicodeDecodeError:

@@ -171,7 +171,7 @@ def _origin(config: RunConfig) -> tuple[dict[str, Any], str]:
     """Preset or own file, and its name in messages."""
     engine = config.engine
     if engine.config is not None:
-        path = Path(engine.config).expanduser()
+        path = Path(engine.config)
         return read_ds_config(path, "engine.config"), f"engine.config ({path.name})"
     name = engine.preset or DEFAULT_PRESET
     return read_preset(name), f"preset {name}"

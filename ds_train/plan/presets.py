@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ds_train.config.files import missing
 from ds_train.errors import ConfigError
 
 DEFAULT_PRESET = "zero2"
@@ -38,7 +39,11 @@ def read_preset(name: str) -> dict[str, Any]:
 def read_ds_config(path: Path, field: str) -> dict[str, Any]:
     """A ds_config.json as a dict. Raises ConfigError with line and column."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        raw = json.loads(
+            path.expanduser().read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates
+        )
+    except FileNotFoundError:
+        raise ConfigError(missing(field, str(path), "file")) from None
     except OSError as error:
         raise ConfigError(f'{field} = "{path}": can\'t be read: {error.strerror}.') from None
     except json.JSONDecodeError as error:

@@ -21,7 +21,8 @@ data:
   max_length: 512
   packing: true
 train: {global_batch_size: 32, per_device_train_batch_size: 4, max_steps: 200,
-        learning_rate: 1.0e-3, lr_scheduler_type: cosine, warmup_steps: 10, max_grad_norm: 1.0, seed: 0}
+        learning_rate: 1.0e-3, lr_scheduler_type: cosine, warmup_steps: 10, max_grad_norm: 1.0,
+        seed: 0}
 engine: {preset: zero2}
 checkpoint: {every: 50 steps, keep: 2}
 cluster: {processes_per_node: 2}
