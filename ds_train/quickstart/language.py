@@ -18,7 +18,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-NUM_NOUNS, NUM_VERBS, NUM_ADJECTIVES = 32, 24, 8
+NUM_NOUNS, NUM_VERBS, NUM_ADJECTIVES = 48, 30, 8
 PLURAL, OBJECT, VERB_PLURAL = "i", "ta", "m"
 TENSES = {"present": "a", "past": "el", "future": "os"}
 CLASS_ENDINGS = ("u", "e")
@@ -145,14 +145,14 @@ def _retold(rng: random.Random, event: Event) -> Event:
 
 
 def make_items(lexicon: Lexicon, num_items: int, seed: int, *, held_out: bool) -> list[Item]:
-    """Items of the task. One noun and one verb in four are held out for the test, never trained on.
+    """Items of the task. One noun and one verb in six are held out for the test, never trained on.
 
     `held_out=False` gives items of the training part, `True` items whose every noun and verb is one
     that no training item contains.
     """
     rng = random.Random(f"items {seed} {held_out}")
-    nouns = [place for place in range(NUM_NOUNS) if (place % 4 == 3) == held_out]
-    verbs = [place for place in range(NUM_VERBS) if (place % 4 == 3) == held_out]
+    nouns = [place for place in range(NUM_NOUNS) if (place % 6 == 5) == held_out]
+    verbs = [place for place in range(NUM_VERBS) if (place % 6 == 5) == held_out]
     items: dict[Item, None] = {}
     while len(items) < num_items:
         event = make_event(rng, lexicon, nouns, verbs, rng.choice(sorted(TENSES)))

@@ -51,10 +51,10 @@ def quickstart(output_dir: Path, *, num_processes: int | None = None) -> None:
     lora, merged = output_dir / "lora", output_dir / "merged"
 
     print("\nPretraining a tiny base model from random weights", flush=True)
-    _ds_train("train", str(_recipe("pretrain")), *_pretrain_overrides(files, pretrain, processes))
+    _ds_train("train", str(_recipe("pretrain")), *pretrain_overrides(files, pretrain, processes))
     _ds_train("export", str(pretrain), "--output", str(base))
     print("\nFine-tuning it with LoRA under ZeRO-2 on a task that no story contains", flush=True)
-    _ds_train("train", str(_recipe("lora")), *_lora_overrides(files, base, lora, processes))
+    _ds_train("train", str(_recipe("lora")), *lora_overrides(files, base, lora, processes))
     _ds_train("export", str(lora), "--merge", "--output", str(merged))
     print("\nAsking both models, loaded with plain transformers, about words never trained on")
     before, after = (score_model(folder, files.test) for folder in (base, merged))
@@ -86,7 +86,8 @@ def _recipe(name: str) -> Path:
     return ds_configs_dir() / "recipes" / f"quickstart_{name}.yaml"
 
 
-def _pretrain_overrides(files: QuickstartFiles, run: Path, processes: int) -> list[str]:
+def pretrain_overrides(files: QuickstartFiles, run: Path, processes: int) -> list[str]:
+    """Settings laid over the recipe: this folder, this number of processes, the same batch."""
     return [
         f"output_dir={run}",
         f"model.name_or_path={files.architecture}",
@@ -96,7 +97,8 @@ def _pretrain_overrides(files: QuickstartFiles, run: Path, processes: int) -> li
     ]
 
 
-def _lora_overrides(files: QuickstartFiles, base: Path, run: Path, processes: int) -> list[str]:
+def lora_overrides(files: QuickstartFiles, base: Path, run: Path, processes: int) -> list[str]:
+    """Settings laid over the recipe: this folder, this number of processes, the same batch."""
     return [
         f"output_dir={run}",
         f"model.name_or_path={base}",
