@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ds_train.checkpoint.merge import tied_groups
-from ds_train.checkpoint.shards import WeightFiles
+from ds_train.checkpoint.shards import WeightFiles, main_dtype
 from ds_train.errors import CheckpointError
 
 
@@ -30,6 +31,11 @@ class BaseFiles:
                 if key in self.weights.specs:
                     self._own_key[name] = key
                     break
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of most tensors."""
+        return main_dtype(self.weights.specs.values())
 
     def same(self, name: str) -> tuple[str, ...]:
         """All names of the tensor that `name` is one name of."""

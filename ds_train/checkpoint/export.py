@@ -10,40 +10,26 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ds_train.checkpoint.base_files import BaseFiles
 from ds_train.checkpoint.folder import find_checkpoint
-from ds_train.checkpoint.merge import (
-    Changes,
-    adapter_changes,
-    full_changes,
-    skeleton,
-)
-from ds_train.checkpoint.shards import TensorSpec, write_shard
+from ds_train.checkpoint.layout import WEIGHT_METHODS, Layout, cast_layout, plan_layout
+from ds_train.checkpoint.merge import skeleton
+from ds_train.checkpoint.shards import write_shard
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.data.templates import choose_template
 from ds_train.errors import CheckpointError
 from ds_train.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ds_train.model.check import load_architecture
-from ds_train.model.files import INDEX, SINGLE, find_file, weight_files
+from ds_train.model.files import INDEX, SINGLE, find_file
 from ds_train.model.load import DTYPES
 from ds_train.model.tokenizer import load_tokenizer
 from ds_train.paths import RunPaths
 from ds_train.units import format_bytes
-
-WEIGHT_METHODS = ("full", "partial")
-SHARD_BYTES = 5 * 10**9
-"""Size of a file where there is no base whose split could be kept."""
 
 Say = Callable[[str], Any]
 
@@ -137,34 +123,18 @@ def _write_tokenizer(config: RunConfig, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Which tensor goes into which file, and where its value comes from."""
-
-    files: dict[str, list[TensorSpec]]
-    make: Callable[[str], Tensor]
-    untied: bool
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(spec.num_bytes for specs in self.files.values() for spec in specs)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of most tensors."""
-        kinds = Counter(spec.dtype for specs in self.files.values() for spec in specs)
-        return max((kind for kind in kinds if kind.is_floating_point), key=lambda kind: kinds[kind])
-
-
 def _write_model(config: RunConfig, step: Path, folder: Path, dtype: str | None, say: Say) -> None:
     architecture = load_architecture(config.model)
     model = skeleton(architecture, config.model.trust_remote_code)
-    if config.model.init == "random":
-        layout = _layout_without_base(config, step, model)
-    else:
-        layout = _layout_over_base(config, step, model)
+    if quantization := getattr(architecture, "quantization_config", None):
+        raise CheckpointError(
+            f"model.name_or_path = {config.model.name_or_path!r} holds quantised weights "
+            f"({quantization.get('quant_method', 'unknown')}), into which nothing can be merged. "
+            "Export without --merge, or train from the original weights (model.quantization)."
+        )
+    layout = plan_layout(config, step, model)
     if dtype is not None:
-        layout = replace(layout, files=_cast(layout.files, DTYPES[dtype]))
+        layout = cast_layout(layout, DTYPES[dtype])
     free = shutil.disk_usage(folder).free
     if layout.num_bytes > free:
         raise CheckpointError(
@@ -181,86 +151,13 @@ def _write_model(config: RunConfig, step: Path, folder: Path, dtype: str | None,
         say("export: the adapter parted the tied embedding and output layer; both are written")
 
 
-def _layout_over_base(config: RunConfig, step: Path, model: nn.Module) -> _Layout:
-    """The base's files with the trained tensors in place of the old ones."""
-    base = BaseFiles(weight_files(config.model.name_or_path, config.model.revision), model)
-    if config.adapter.method in WEIGHT_METHODS:
-        changes = full_changes(step)
-    else:
-        changes = adapter_changes(step, model, base.read)
-    _refuse_strangers(changes, base)
-    weights = base.weights
-    files = {
-        path.name: [weights.specs[key] for key in weights.keys_of(path)] for path in weights.paths
-    }
-    changed: dict[str, str] = {}  # key in the files -> name of the parameter that it becomes
-    for name in sorted(changes.names):
-        if not changes.untied or changes.names.isdisjoint(set(base.same(name)) - {name}):
-            changed |= dict.fromkeys(base.keys(name), name)
-        elif (own := base.own_key(name)) is not None:
-            changed[own] = name
-        else:  # shared its tensor with another until now
-            changed[name] = name
-            dtype = weights.specs[base.keys(name)[0]].dtype
-            files[weights.paths[-1].name].append(TensorSpec(name, dtype, base.shapes[name]))
-
-    def make(key: str) -> Tensor:
-        return changes.make(changed[key]) if key in changed else weights.read(key)
-
-    return _Layout(files, make, changes.untied)
-
-
-def _refuse_strangers(changes: Changes, base: BaseFiles) -> None:
-    strangers = sorted(
-        name for name in changes.names if name not in base.shapes or not base.keys(name)
-    )
-    if strangers:
-        raise CheckpointError(
-            f"{len(strangers)} trained tensors have no counterpart in the base model's files "
-            f"({', '.join(strangers[:3])}). Is model.name_or_path still the model of the run?"
-        )
-
-
-def _layout_without_base(config: RunConfig, step: Path, model: nn.Module) -> _Layout:
-    """init: random: every tensor comes from the checkpoint, in files of SHARD_BYTES."""
-    if config.adapter.method != "full":
-        raise CheckpointError(
-            f"model.init = random with adapter.method = {config.adapter.method}: the random base "
-            "was never saved, so there is nothing to merge into."
-        )
-    changes = full_changes(step)
-    missing = [name for name, _ in model.named_parameters() if name not in changes.names]
-    if missing:
-        raise CheckpointError(f"{str(step)!r} lacks {len(missing)} parameters, e.g. {missing[0]}")
-    dtype = DTYPES[config.model.dtype]
-    shards: list[list[TensorSpec]] = [[]]
-    for name, parameter in model.named_parameters():
-        spec = TensorSpec(name, dtype, tuple(parameter.shape))
-        if shards[-1] and sum(s.num_bytes for s in shards[-1]) + spec.num_bytes > SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(spec)
-    count = len(shards)
-    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    files = dict(zip(names if count > 1 else [SINGLE], shards, strict=True))
-    return _Layout(files, changes.make, untied=False)
-
-
-def _cast(files: dict[str, list[TensorSpec]], dtype: torch.dtype) -> dict[str, list[TensorSpec]]:
-    return {
-        name: [
-            replace(spec, dtype=dtype) if spec.dtype.is_floating_point else spec for spec in specs
-        ]
-        for name, specs in files.items()
-    }
-
-
-def _write_index(layout: _Layout, folder: Path) -> None:
+def _write_index(layout: Layout, folder: Path) -> None:
     weight_map = {spec.key: name for name, specs in layout.files.items() for spec in specs}
     index = {"metadata": {"total_size": layout.num_bytes}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_config(config: RunConfig, architecture: Any, layout: _Layout, folder: Path) -> None:
+def _write_config(config: RunConfig, architecture: Any, layout: Layout, folder: Path) -> None:
     """config.json of the base with what the export changed, and the other files it came with."""
     name, revision = config.model.name_or_path, config.model.revision
     source = find_file(name, "config.json", revision)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -50,6 +51,12 @@ class TensorSpec:
     def num_bytes(self) -> int:
         """Bytes in the file."""
         return prod(self.shape) * self.dtype.itemsize
+
+
+def main_dtype(specs: Iterable[TensorSpec]) -> torch.dtype:
+    """The floating-point type of most of these tensors."""
+    kinds = Counter(spec.dtype for spec in specs if spec.dtype.is_floating_point)
+    return kinds.most_common(1)[0][0]
 
 
 class WeightFiles:

@@ -257,8 +257,41 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     paths = make_run(tmp_path / "run", base, "full")
     add_checkpoint(paths, 7, {"model.norm.weight": torch.ones(64), "extra.weight": torch.ones(2)})
-    with pytest.raises(CheckpointError, match=r"1 trained tensors have no counterpart .*extra"):
+    with pytest.raises(CheckpointError, match=r"20 of its parameters are missing, 1 are not"):
         export_command(paths.root, say=_quiet)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gpt_neox"])
+def test_full_fine_tuning_where_transformers_renames_or_joins_tensors(
+    tmp_path: Path, model_type: str
+) -> None:
+    sizes = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 32}
+    sizes["num_experts_per_tok"] = 2
+    settings = {} if model_type == "gpt_neox" else sizes
+    base = save_tiny(tmp_path / "base", model_type, dtype=torch.bfloat16, **settings)
+    trained = tiny_model(model_type, seed=5, **settings)
+    paths = make_run(tmp_path / "run", base, "full")
+    add_checkpoint(paths, 7, dict(trained.named_parameters()))
+    exported = export_command(paths.root, dtype="fp32", say=_quiet)
+    assert torch.equal(_logits(_load(exported)), _logits(trained))
+
+
+def test_lora_on_the_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "mixtral", num_local_experts=4)
+    config = lora(target_modules=["q_proj", "v_proj"])
+    paths, adapted = adapter_run(tmp_path / "run", base, config)
+    merged = export_command(paths.root, merge=True, say=_quiet)
+    torch.testing.assert_close(_logits(_load(merged)), _logits(adapted), rtol=1e-5, atol=1e-5)
+
+
+def test_quantised_weights_are_no_base_to_merge_into(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    paths, _ = adapter_run(tmp_path / "run", base, lora())
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"quantised weights \(bitsandbytes\), into which"):
+        export_command(paths.root, merge=True, say=_quiet)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
