@@ -1,0 +1,142 @@
+"""The trainings that worker.py makes, on two ranks and on one, and the recipe they start from.
+
+All are LoRA or full fine-tuning of one tiny random Llama on sixty short rows, fp32, four steps of
+eight packed rows; each scenario changes some keys. `TWO` runs on two ranks, then `ONE` on one rank,
+so that a name in both ("cut-...") is resumed by the second.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+STEPS = 4
+# Parameters under 100,000 elements are never sharded by default: at 0 stage 3 really shards.
+SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+LAYOUTS = [(stage, micro) for stage in (0, 1, 2, 3) for micro in (4, 1)]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "full": {"adapter.method": "full"},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"adapter.use_dora": True},
+    "rslora-plus": {"adapter.use_rslora": True, "adapter.lora_plus_lr_ratio": 4.0},
+    "ia3": {"adapter.method": "ia3"},
+    "prompt": {"adapter.method": "prompt_tuning", "data.packing": False},
+    "prefix": {"adapter.method": "prefix_tuning", "data.packing": False},
+    "partial": {"adapter.method": "partial", "adapter.trainable": [r"layers\.1\.", "norm"]},
+    "modules-to-save": {"adapter.modules_to_save": ["lm_head"]},
+    "decay": {"train.weight_decay": 0.1},
+    "checkpointing": {"model.gradient_checkpointing": True},
+    "unpacked": {"data.packing": False},
+    "dropout": {"adapter.dropout": 0.2},
+    "random": {"adapter.method": "full", "model.init": "random"},
+    "bf16": {"model.dtype": "bf16"},
+    "bf16-full": {"model.dtype": "bf16", "adapter.method": "full"},
+}
+
+
+def write_inputs(folder: Path) -> None:
+    """A tiny model and sixty rows of prompt and completion."""
+    from ds_train.model.tiny import save_tiny  # torch: only where the fixture runs
+
+    save_tiny(folder / "model", "llama", tie_word_embeddings=False)
+    draw = random.Random(0)
+    words = ["red", "green", "blue", "one", "two", "three", "stone", "river"]
+    rows = [
+        {
+            "prompt": " ".join(draw.choices(words, k=draw.randint(1, 6))),
+            "completion": " " + " ".join(draw.choices(words, k=draw.randint(1, 6))),
+        }
+        for _ in range(60)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe(folder: Path, run: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The common recipe with dotted `changes`."""
+    result: dict[str, Any] = {
+        "output_dir": str(folder / "runs" / run),
+        "model": {"name_or_path": str(folder / "model"), "dtype": "fp32"},
+        "adapter": {"method": "lora", "r": 4},
+        "data": {
+            "train": [{"path": str(folder / "rows.jsonl"), "format": "prompt_completion"}],
+            "validation": {"fraction": 0.1},
+            "max_length": 128,
+            "cache_dir": str(folder / "cache"),
+        },
+        "train": {
+            "global_batch_size": 8,
+            "per_device_train_batch_size": 4,
+            "max_steps": STEPS,
+            "learning_rate": 0.01,
+            "warmup_steps": 1,
+        },
+        "engine": {"preset": "zero2", "overrides": SHARD_ALL},
+        "report": {"progress": "none"},
+    }
+    for key, value in changes.items():
+        section, name = key.split(".")
+        result[section] = {**result[section], name: value}
+    if "3" not in result["engine"]["preset"]:
+        result["engine"]["overrides"] = {}
+    return result
+
+
+def scenario(
+    folder: Path, name: str, changes: dict[str, Any], *, run: str | None = None, **rest: Any
+) -> dict[str, Any]:
+    """One item of the worker's plan."""
+    return {"name": name, "recipe": recipe(folder, run or name, changes), **rest}
+
+
+def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
+    """What two ranks train."""
+    plan = []
+    for family, changes in FAMILIES.items():
+        for stage, micro in LAYOUTS:
+            layout = {"engine.preset": f"zero{stage}", "train.per_device_train_batch_size": micro}
+            plan.append(scenario(folder, f"{family}-z{stage}-m{micro}", {**changes, **layout}))
+        for stage in (2, 3):
+            layout = {"engine.preset": f"zero{stage}"}
+            # Stopped after two steps: once to go on alike, once to go on otherwise (on one rank).
+            name = f"cut-{family}-z{stage}"
+            plan.append(scenario(folder, name, {**changes, **layout}, stop_after=2))
+            plan.append(scenario(folder, f"{name}-on", {**changes, **layout}, run=name))
+            other = f"moved-{family}-z{stage}"
+            plan.append(scenario(folder, other, {**changes, **layout}, stop_after=2))
+    for kind, changes in KINDS.items():
+        for stage in (1, 3):
+            layout = {"engine.preset": f"zero{stage}"}
+            plan.append(scenario(folder, f"{kind}-z{stage}", {**changes, **layout}))
+    plan.append(scenario(folder, "pissa", {"adapter.init": "pissa"}))
+    plan.append(scenario(folder, "cut-pissa", {"adapter.init": "pissa"}, stop_after=2))
+    plan.append(scenario(folder, "cut-pissa-on", {"adapter.init": "pissa"}, run="cut-pissa"))
+    plan.append(scenario(folder, "cut-dropout", KINDS["dropout"], stop_after=2))
+    plan.append(scenario(folder, "cut-dropout-on", KINDS["dropout"], run="cut-dropout"))
+    plan.append(scenario(folder, "diverged", {"train.learning_rate": 1e30}))
+    return plan
+
+
+def one_rank_plan(folder: Path) -> list[dict[str, Any]]:
+    """What one rank trains, after the two have ended."""
+    plan = []
+    for family, changes in FAMILIES.items():
+        for stage, micro in ((0, 8), (1, 8), (2, 2), (3, 8)):
+            layout = {"engine.preset": f"zero{stage}", "train.per_device_train_batch_size": micro}
+            plan.append(scenario(folder, f"{family}-one-z{stage}", {**changes, **layout}))
+        for stage, other in ((2, 3), (3, 1)):
+            layout = {"engine.preset": f"zero{other}"}
+            run = f"moved-{family}-z{stage}"
+            plan.append(scenario(folder, f"{run}-to-z{other}", {**changes, **layout}, run=run))
+    other_recipe = {"train.learning_rate": 0.02}
+    plan.append(scenario(folder, "other-recipe", other_recipe, run="lora-z2-m4"))
+    plan.append(scenario(folder, "complete", {}, run="lora-z2-m4"))
+    plan.append(scenario(folder, "fp16-one", {"model.dtype": "fp16", "train.max_steps": 8}))
+    adafactor = {"adapter.method": "full", "train.optim": "adafactor", "engine.preset": "zero0"}
+    plan.append(scenario(folder, "adafactor", adafactor))
+    plan.append(scenario(folder, "cut-adafactor", adafactor, stop_after=2))
+    plan.append(scenario(folder, "cut-adafactor-on", adafactor, run="cut-adafactor"))
+    return plan

@@ -1,0 +1,85 @@
+"""Resumed equals uninterrupted: to the bit on the same layout, and within rounding on another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from distributed import scenarios
+from distributed.conftest import Results
+from ds_train.checkpoint.folder import complete_checkpoints
+from ds_train.paths import RunPaths
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize("family", scenarios.FAMILIES)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_same_layout_goes_on_to_the_bit(two_ranks: Results, family: str, stage: int) -> None:
+    whole = two_ranks[f"{family}-z{stage}-m4"]
+    assert len(two_ranks[f"cut-{family}-z{stage}"]["losses"]) == 2
+    resumed = two_ranks[f"cut-{family}-z{stage}-on"]
+    for key in ("losses", "grad_norms", "evaluations", "learning_rates"):
+        assert resumed[key] == whole[key]
+
+
+@pytest.mark.parametrize("name", ["dropout", "pissa"])
+def test_dropout_and_pissa_go_on_to_the_bit(two_ranks: Results, name: str) -> None:
+    whole = two_ranks["pissa" if name == "pissa" else "dropout-z1"]
+    resumed = two_ranks[f"cut-{name}-on"]
+    tolerance = 0 if name == "pissa" else 1e-6  # the whole dropout run is at another stage
+    assert resumed["losses"] == pytest.approx(whole["losses"], rel=tolerance)
+
+
+def test_adafactor_goes_on_to_the_bit(one_rank: Results) -> None:
+    assert one_rank["cut-adafactor-on"]["losses"] == one_rank["adafactor"]["losses"]
+
+
+@pytest.mark.parametrize("family", scenarios.FAMILIES)
+@pytest.mark.parametrize(("stage", "other"), [(2, 3), (3, 1)])
+def test_two_ranks_go_on_as_one_at_another_stage(
+    two_ranks: Results, one_rank: Results, family: str, stage: int, other: int
+) -> None:
+    whole = two_ranks[f"{family}-z{stage}-m4"]
+    resumed = one_rank[f"moved-{family}-z{stage}-to-z{other}"]
+    assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+def test_another_recipe_is_refused_with_the_difference(one_rank: Results) -> None:
+    result = one_rank["other-recipe"]
+    assert result["kind"] == "CheckpointError"
+    assert "train.learning_rate: 0.01 -> 0.02" in result["error"]
+
+
+def test_a_complete_run_trains_nothing_more(one_rank: Results, two_ranks: Results) -> None:
+    assert one_rank["complete"]["losses"] == two_ranks["lora-z2-m4"]["losses"]
+    assert any("complete" in line for line in one_rank["complete"]["said"])
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "prompt", "prefix", "modules-to-save"])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_checkpoint_is_an_adapter_that_plain_peft_reads(
+    two_ranks: Results, inputs: Path, kind: str, stage: int
+) -> None:
+    name = f"{kind}-z{stage}" + ("-m4" if kind == "lora" else "")
+    (folder,) = complete_checkpoints(RunPaths(inputs / "runs" / name))[-1:]
+    saved = load_file(str(folder / "adapter_model.safetensors"))
+    assert saved and all(tensor.abs().sum() > 0 for tensor in saved.values())
+    base = AutoModelForCausalLM.from_pretrained(str(inputs / "model"))
+    model = PeftModel.from_pretrained(base, str(folder))
+    own = {key: value for key, value in model.state_dict().items() if ".default" in key}
+    assert sum(value.numel() for value in own.values()) >= sum(
+        value.numel() for value in saved.values()
+    )
+
+
+def test_a_checkpoint_holds_no_frozen_weight(two_ranks: Results, inputs: Path) -> None:
+    folder = complete_checkpoints(RunPaths(inputs / "runs" / "lora-z3-m4"))[-1]
+    adapter = (folder / "adapter_model.safetensors").stat().st_size
+    state = sum(file.stat().st_size for file in (folder / "state").iterdir())
+    assert state < 3 * adapter + 20_000  # weights and two moments, and the headers
+    assert len(list((folder / "state").iterdir())) == 2  # one file a rank

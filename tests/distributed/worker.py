@@ -1,0 +1,89 @@
+"""Runs inside the deepspeed launcher: many small trainings in one process group.
+
+Starting processes and importing costs seconds, a training of four tiny steps a fraction of one;
+so the test session starts this once per number of ranks and every test reads from its results.
+
+usage: deepspeed ... worker.py PLAN.json   (a list of {"name", "recipe", "stop_after"}; results go
+to NAME.json beside the plan: step losses, gradient norms, evaluation losses, or the error)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_train.config.run import RunConfig
+from ds_train.data.prepare import prepare_data
+from ds_train.engine.engine import start_process_group, stop_process_group
+from ds_train.engine.ranks import Ranks
+from ds_train.errors import DsTrainError
+from ds_train.report.record import EvaluationRecord, StepRecord, read_records
+from ds_train.train import loop
+from ds_train.train.guard import StopRequest
+from ds_train.train.setup import set_up
+
+
+class StopAfter(StopRequest):
+    """Asks to stop during a certain step, as a signal would."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__()
+        self._step, self._asked = step, 0
+
+    @property
+    def requested(self) -> bool:
+        """Asked once per step, by the loop."""
+        self._asked += 1
+        return self._asked == self._step
+
+
+def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, Any]:
+    """One training in this process group; its records."""
+    lines: list[str] = []
+    data = prepare_data(config, say=lambda text: None)
+    try:
+        run = set_up(config, ranks, data, lines.append)
+        training = loop.Loop(run, StopAfter(stop_after), lines.append)
+        training.run()
+    except DsTrainError as error:
+        return {"error": str(error), "kind": type(error).__name__}
+    records = read_records(run.paths.metrics) if ranks.is_main else []
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+    return {
+        "losses": [record.loss for record in steps],
+        "grad_norms": [record.grad_norm for record in steps],
+        "learning_rates": [record.learning_rate for record in steps],
+        "tokens": [record.tokens for record in steps],
+        "evaluations": [record.loss for record in evaluations],
+        "said": lines,
+    }
+
+
+def main() -> None:
+    """All trainings of the plan, in order."""
+    torch.set_num_threads(1)
+    plan_file = Path(next(a for a in sys.argv[1:] if not a.startswith("--")))
+    ranks = Ranks.from_environment()
+    start_process_group(ranks)
+    for item in json.loads(plan_file.read_text()):
+        try:
+            config = RunConfig.model_validate(item["recipe"])
+            result = train(config, ranks, item.get("stop_after"))
+        except Exception:  # noqa: BLE001 (a defect is a result too; the others would wait for it)
+            result = {"error": traceback.format_exc(), "kind": "defect"}
+        if ranks.is_main or result.get("kind") == "defect":
+            (plan_file.parent / f"{item['name']}.json").write_text(json.dumps(result))
+        if result.get("kind") == "defect":
+            os._exit(1)
+    stop_process_group()
+
+
+if __name__ == "__main__":
+    main()
