@@ -115,6 +115,19 @@ def test_train_dry_run_prints_the_launchers_command(recipe: str, tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.yaml", "train.jsonl"]
 
 
+def test_arguments_that_a_remote_shell_would_change_go_into_a_file(
+    recipe: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    arguments = [f"cluster.hostfile={tmp_path}/hosts", "cluster.processes_per_node=1"]
+    assert main(["train", recipe, *arguments, "--dry-run"]) == 0
+    assert capsys.readouterr().out.split()[-3:] == [recipe, *arguments]
+    arguments.append("adapter.target_modules=[q_proj, v_proj]")
+    assert main(["train", recipe, *arguments, "--dry-run"]) == 0
+    assert capsys.readouterr().out.split()[-1] == f"{tmp_path}/run/recipe.launch.yaml"
+    assert not (tmp_path / "run").exists()
+
+
 def test_faults_stop_train_before_anything_is_written(recipe: str, tmp_path: Path, capsys) -> None:
     assert main(["train", recipe, "train.optim=adafactor"]) == 2
     assert "error: train.optim = adafactor" in capsys.readouterr().err
@@ -122,7 +135,7 @@ def test_faults_stop_train_before_anything_is_written(recipe: str, tmp_path: Pat
 
 
 def test_quantization_needs_a_device_here(recipe: str, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("ds_train.plan.rules.find_spec", lambda name: object())
+    monkeypatch.setattr("ds_train.plan.rules._is_installed", lambda name: True)
     assert main(["train", recipe, "model.quantization=nf4"]) == 2
     assert "needs a CUDA device, and this machine shows none" in capsys.readouterr().err
 

@@ -52,6 +52,18 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
     return hosts
 
 
+def check_environment_file(path: Path) -> list[str]:
+    """Faults of a .deepspeed_env, whose empty and comment lines make the launcher crash."""
+    if not path.is_file():
+        return []
+    return [
+        f'{path}: line {number} is "{line}"; DeepSpeed wants KEY=VALUE in every line, also no '
+        f"empty line and no comment."
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if "=" not in line
+    ]
+
+
 def filter_slots(slots: Slots, include: str = "", exclude: str = "") -> Slots:
     """The launcher's --include and --exclude: `host@host:0,2`. Raises ConfigError."""
     if include and exclude:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ds_train.config.cluster import ClusterConfig
 from ds_train.errors import ConfigError
-from ds_train.launch.hostfile import Slots, filter_slots, read_hostfile
+from ds_train.launch.hostfile import Slots, check_environment_file, filter_slots, read_hostfile
 
 DEFAULT_HOSTFILE = "/job/hostfile"
 """Where the deepspeed launcher looks when it is given none."""
@@ -89,6 +89,12 @@ def find_world(cluster: ClusterConfig, launcher_args: Sequence[str] = ()) -> Wor
         elif per_node is None:
             note = f"cluster.processes_per_node is left out: one for each of {len(gpus)} GPUs"
     else:
+        name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+        faults = [
+            f for folder in (Path.home(), Path()) for f in check_environment_file(folder / name)
+        ]
+        if faults:
+            raise ConfigError(faults)
         pool = {host: list(range(count)) for host, count in read_hostfile(hostfile).items()}
         if hostfile == DEFAULT_HOSTFILE:
             note = f"{DEFAULT_HOSTFILE} is there, and DeepSpeed takes it"

@@ -14,6 +14,7 @@ from typing import Any
 from ds_train.config.base import Section
 from ds_train.config.run import RunConfig
 from ds_train.plan.ds_config import zero_settings
+from ds_train.plan.rules_engine import offload_rules, zero_rules
 from ds_train.units import Duration
 
 VIRTUAL_TOKENS = ("prompt_tuning", "prefix_tuning")
@@ -32,7 +33,6 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "trainable": ("partial",),
     "path": PEFT_METHODS,
 }
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
@@ -46,8 +46,8 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *_train(config),
         *_data(config),
         *_evaluation(config),
-        *_zero(config, world_size),
-        *_offload(config),
+        *zero_rules(config, world_size),
+        *offload_rules(config),
         *_packages(config),
     ]
 
@@ -262,70 +262,21 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _zero(config: RunConfig, world_size: int | None) -> Iterator[str]:
-    zero = zero_settings(config)
-    stage = zero.get("stage", 0)
-    hpz = zero.get("zero_hpz_partition_size", 1)
-    if stage == 3 and config.adapter.init == "pissa":
-        yield (
-            "adapter.init = pissa with ZeRO stage 3: it takes the principal components of whole "
-            "weights, which are sharded there; set engine.preset: zero2, or adapter.init: default."
-        )
-    if hpz > 1 and stage != 3:
-        yield (
-            f"zero_optimization.zero_hpz_partition_size = {hpz}: only stage 3 shards weights; "
-            f"set engine.preset: zeropp, or remove it."
-        )
-    elif hpz > 1 and world_size is not None and world_size % hpz:
-        yield (
-            f"zero_optimization.zero_hpz_partition_size = {hpz} must divide the {world_size} "
-            f"processes; set engine.overrides.zero_optimization.zero_hpz_partition_size to the "
-            f"number of GPUs of a node."
-        )
-    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
-        if zero.get(key) and config.model.dtype == "bf16":
-            yield (
-                f"zero_optimization.{key} = true with model.dtype = bf16: DeepSpeed 0.19 crashes, "
-                f"its quantizer knows fp16 only; set model.dtype: fp16, or remove it."
-            )
-        elif zero.get(key) and stage != 3:
-            yield f"zero_optimization.{key} = true: only stage 3 has it; remove it."
-
-
-def _offload(config: RunConfig) -> Iterator[str]:
-    zero = zero_settings(config)
-    stage = zero.get("stage", 0)
-    for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
-        block = zero.get(key) or {}
-        device = block.get("device", "none")
-        name = f"zero_optimization.{key}"
-        if device == "none":
-            continue
-        if stage < lowest:
-            yield (
-                f"{name}.device = {device}: needs ZeRO stage {lowest} or more, this is stage "
-                f"{stage}; set engine.preset: zero{lowest}, or remove it."
-            )
-        elif device == "nvme" and stage < 3:
-            yield (
-                f"{name}.device = nvme: at stage {stage} DeepSpeed keeps it in CPU memory without "
-                f"a word; set device: cpu, or engine.preset: zero3_offload_nvme."
-            )
-        if device == "nvme" and not block.get("nvme_path"):
-            yield f"{name}.nvme_path is missing: name a folder on the NVMe disk."
-        if block.get("ratio", 1.0) < 1.0 and stage != 3:
-            yield f"{name}.ratio = {block['ratio']}: only stage 3 offloads in part; remove it."
-
-
 def _packages(config: RunConfig) -> Iterator[str]:
     for tracker in config.report.trackers:
-        if find_spec(_PACKAGES[tracker]) is None:
+        if not _is_installed(tracker):
             yield (
                 f"report.trackers: the package {tracker} is not installed; "
                 f"run pip install 'ds-train[{tracker}]', or remove it."
             )
-    if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
+    if config.model.quantization != "none" and not _is_installed("bitsandbytes"):
         yield (
             f"model.quantization = {config.model.quantization}: the package bitsandbytes is not "
             f"installed; run pip install 'ds-train[qlora]', or set quantization: none."
         )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported; a mere folder of its name (`wandb/` of runs) can't."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None

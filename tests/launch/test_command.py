@@ -118,6 +118,21 @@ def test_world_size_from_hostfile_and_arguments(tmp_path: Path, args, size: int)
     assert not world.is_local
 
 
+def test_a_deepspeed_env_that_would_crash_the_launcher(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    Path("hostfile").write_text("a slots=8\n")
+    Path(".deepspeed_env").write_text("# for NCCL\nNCCL_DEBUG=INFO\n\n")
+    with pytest.raises(ConfigError) as caught:
+        find_world(ClusterConfig(hostfile="hostfile"))
+    assert caught.value.faults == [
+        '.deepspeed_env: line 1 is "# for NCCL"; DeepSpeed wants KEY=VALUE in every line, also '
+        "no empty line and no comment.",
+        '.deepspeed_env: line 3 is ""; DeepSpeed wants KEY=VALUE in every line, also no empty '
+        "line and no comment.",
+    ]
+
+
 def test_world_size_here(gpus) -> None:
     gpus(0)
     alone = find_world(ClusterConfig())

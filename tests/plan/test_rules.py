@@ -151,7 +151,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.fixture(autouse=True)
 def all_packages_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules about packages have a test of their own."""
-    monkeypatch.setattr(rules, "find_spec", lambda name: object())
+    monkeypatch.setattr(rules, "_is_installed", lambda name: True)
 
 
 @pytest.mark.parametrize(("sections", "words"), REFUSED)
@@ -196,7 +196,7 @@ def test_unknown_world_size_refuses_nothing_that_depends_on_it(make) -> None:
 
 
 def test_missing_packages(make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "find_spec", lambda name: None)
+    monkeypatch.setattr(rules, "_is_installed", lambda name: False)
     config = make(report={"trackers": ["wandb"]}, model={"quantization": "nf4"})
     assert check_rules(config, 1) == [
         "report.trackers: the package wandb is not installed; run pip install 'ds-train[wandb]', "
@@ -209,3 +209,11 @@ def test_missing_packages(make, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_engine_section_is_left_to_the_engine(make) -> None:
     assert check_rules(make(engine={"preset": "no"}), 1) == []
     assert check_rules(make(engine=zero(stage="x")), 1) == []
+
+
+def test_a_folder_of_runs_is_no_package(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (tmp_path / "wandb_like").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not rules._is_installed("wandb_like")
+    assert rules._is_installed("pytest")
