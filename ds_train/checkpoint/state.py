@@ -27,14 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ds_train.checkpoint.folder import (  # noqa: F401 (reading and writing in one import)
+from ds_train.checkpoint.folder import (
     FACTS,
     SEPARATOR,
     CheckpointFacts,
     complete_checkpoints,
-    latest_checkpoint,
     pointed_at,
-    read_facts,
     read_parameter,
     state_places,
 )

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ds_train.checkpoint.state import CheckpointFacts, point_to, prune, save_checkpoint
+from ds_train.checkpoint.folder import CheckpointFacts
+from ds_train.checkpoint.state import point_to, prune, save_checkpoint
 from ds_train.config.run import RunConfig
 from ds_train.data.loader import prefetch
 from ds_train.data.prepare import prepare_data

@@ -13,13 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ds_train.checkpoint.state import (
-    CheckpointFacts,
-    latest_checkpoint,
-    load_checkpoint,
-    read_facts,
-    remove_partial,
-)
+from ds_train.checkpoint.folder import CheckpointFacts, latest_checkpoint, read_facts
+from ds_train.checkpoint.state import load_checkpoint, remove_partial
 from ds_train.config.load import dump_recipe
 from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch, eval_batches, step_batches
