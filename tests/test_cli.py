@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,13 +93,15 @@ def test_light_commands_import_nothing_heavy(recipe: str, command: str) -> None:
 
 
 def test_validate_takes_well_under_a_second(recipe: str) -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        assert ds_train("validate", recipe).returncode == 0
-        return time.perf_counter() - start
+    """Processor time, so that a busy machine does not matter; 0.25 s when this was written."""
 
-    # the best of three: other processes may keep the machine busy
-    assert min(seconds() for _ in range(3)) < 1.0
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    assert ds_train("validate", recipe).returncode == 0
+    assert spent() - before < 0.8
 
 
 def test_train_dry_run_prints_the_launchers_command(recipe: str, tmp_path: Path, capsys) -> None:
