@@ -44,7 +44,9 @@ def run_launcher(
     is_local: bool = True,
     say: Callable[[str], object] = print,
 ) -> int:
-    """Run the launcher to its end; returns 0, 2 (user's input) or 128 + signal when stopped.
+    """Run the launcher to its end; returns 0 (also when stopped and saved) or 2 (user's input).
+
+    128 + signal is returned when it was stopped and could not save.
 
     Raises RunFailed when a rank ended otherwise. `port` names the shared memory to free.
     """
@@ -63,8 +65,8 @@ def run_launcher(
             _end_session(process)
             if port is not None:
                 remove_shared_memory(port)
-        if caught:
-            return 128 + caught[0]
+        if caught and process.returncode != 0:
+            return 128 + caught[0]  # killed, or stopped before there was anything to save
         return _judge(process.returncode, Path(folder) if is_local else None)
 
 

@@ -39,7 +39,13 @@ def one_rank(inputs: Path, two_ranks: Results) -> Results:
     return launch(inputs, "one", scenarios.one_rank_plan(inputs), num_ranks=1)
 
 
-def launch(folder: Path, name: str, plan: list[dict[str, Any]], num_ranks: int) -> Results:
+def launch(
+    folder: Path,
+    name: str,
+    plan: list[dict[str, Any]],
+    num_ranks: int,
+    timeout_seconds: float = 600,
+) -> Results:
     """Start the launcher with the plan and read what the worker wrote."""
     place = folder / name
     place.mkdir()
@@ -49,7 +55,9 @@ def launch(folder: Path, name: str, plan: list[dict[str, Any]], num_ranks: int) 
     command += [str(num_ranks), "--master_port", str(port), str(WORKER), str(place / "plan.json")]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     with (place / "log").open("w") as log:
-        subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=600, check=False)
+        subprocess.run(
+            command, env=environment, stdout=log, stderr=log, timeout=timeout_seconds, check=False
+        )
     remove_shared_memory(port)
     results = {
         item["name"]: json.loads((place / f"{item['name']}.json").read_text())

@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"model.dtype": "bf16"},
     "bf16-full": {"model.dtype": "bf16", "adapter.method": "full"},
 }
+TWELVE_STEPS = {"train.max_steps": 12, "train.lr_scheduler_type": "constant"}
 
 
 def write_inputs(folder: Path) -> None:
@@ -116,6 +117,7 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     plan.append(scenario(folder, "cut-pissa-on", {"adapter.init": "pissa"}, run="cut-pissa"))
     plan.append(scenario(folder, "cut-dropout", KINDS["dropout"], stop_after=2))
     plan.append(scenario(folder, "cut-dropout-on", KINDS["dropout"], run="cut-dropout"))
+    plan.append(scenario(folder, "twelve-steps", TWELVE_STEPS))
     plan.append(scenario(folder, "diverged", {"train.learning_rate": 1e30}))
     return plan
 
