@@ -87,7 +87,7 @@ WORDS = st.text(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("style", STYLES)
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 @given(turns=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3))
 def test_learned_tokens_are_the_answers(
@@ -259,8 +259,23 @@ def test_a_template_that_changes_earlier_turns_is_refused_or_learned_at_the_end(
 
 def test_a_template_that_reorders_is_refused() -> None:
     backwards = "{% for m in messages | reverse %}{{ m.role + m.content }}{% endfor %}"
-    with pytest.raises(DataError, match="can't be masked safely"):
+    with pytest.raises(DataError, match="message 3 does not follow the generation prompt"):
         _spans(THREE, "assistant", backwards)
+    with pytest.raises(DataError, match="message 5 does not follow the generation prompt"):
+        _spans(THREE, "last_assistant", backwards)
+
+
+def test_without_a_token_that_ends_the_turn_only_the_content_and_a_last_eos_are_learned() -> None:
+    bare = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n\n' }}{% endfor %}"
+    bare += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    assert _spans(THREE, "assistant", bare) == ["1", "2"]
+    tokenizer = toy_tokenizer("words")
+    template = choose_template(bare, {}, tokenizer)
+    row = _encode(render_sample(THREE, "assistant", template, ""), tokenizer)
+    assert _learned_texts(row, tokenizer) == ["1", "2</s>"]
+    unlearned = Conversation((*THREE.messages[:4], Message("assistant", "2", train=False)))
+    row = _encode(render_sample(unlearned, "assistant", template, ""), tokenizer)
+    assert _learned_texts(row, tokenizer) == ["1"]
 
 
 def test_a_template_that_refuses_roles_is_named() -> None:

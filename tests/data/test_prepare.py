@@ -156,6 +156,18 @@ def test_over_length_split_loses_no_supervised_token(stories260k: Path, tmp_path
     assert sum(split.supervised[pieces]) == whole.supervised[0]
 
 
+def test_a_split_that_comes_out_even_has_no_piece_of_one_token(
+    stories260k: Path, tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a" * 31}])
+    whole = prepare(recipe(stories260k, tmp_path, [{"path": path}])).train
+    limit = (int(whole.lengths[0]) - 1) // 2 + 1
+    assert (limit - 1) * 2 + 1 == whole.lengths[0]
+    data = prepare(recipe(stories260k, tmp_path, [{"path": path}], max_length=limit))
+    assert data.train.lengths.tolist() == [limit, limit]
+    assert data.audit["sources"][0]["split_pieces"] == 2
+
+
 def test_over_length_error_names_the_row(stories260k: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2 has \d+ tokens, but data.max_length = 40; raise"):
         _long(stories260k, tmp_path, "error")
