@@ -97,12 +97,12 @@ def test_failure_and_kill_of_a_rank_are_told(command: Callable[[str], list[str]]
         run_launcher(command("killed"))
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_lets_ranks_save(command, parent, tmp_path: Path, signum: int, code: int) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_lets_ranks_save(command, parent, tmp_path: Path, signum: int) -> None:
     process = parent(command("helper" if signum == signal.SIGINT else "wait"))
     leader = psutil.Process(process.pid).children()[0].pid
     process.send_signal(signum)
-    assert process.wait(timeout=40) == code
+    assert process.wait(timeout=40) == 0
     assert (tmp_path / "saved-0").exists()
     assert (tmp_path / "saved-1").exists()
     assert ranks_are_gone(tmp_path)
