@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class StoreWriter:
 
     def __enter__(self) -> StoreWriter:
         try:
+            _remove_leftovers(self.folder)
             self._temporary.mkdir(parents=True)
             for name in self._dtypes:
                 self._files[name] = (self._temporary / f"{name}.bin").open("wb")
@@ -173,6 +175,13 @@ def _cannot_write(folder: Path, error: OSError) -> DataError:
         f'data.cache_dir = "{folder.parent}": {error.strerror or error}; free some space or '
         "choose another folder with data.cache_dir or $DS_TRAIN_CACHE."
     )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what writers of this store left when they were killed, more than a day ago."""
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        if time.time() - leftover.stat().st_mtime > 86_400:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove_store(folder: Path) -> None:

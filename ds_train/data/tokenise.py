@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -228,7 +230,17 @@ _worker: Tokeniser | None = None
 def _start_worker(job: Job) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _worker = Tokeniser(job)
+
+
+def _exit_with_parent() -> None:
+    """Ends this worker when its parent is killed; a pool's worker would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_in_worker(source_index: int, rows: list[Row]) -> Result:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,14 @@ def test_the_first_of_two_writers_wins_and_neither_fails(tmp_path: Path) -> None
         _write(tmp_path / "store")
     assert TokenStore.open(tmp_path / "store").num_samples == 3
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_leftovers_of_killed_writers_go_after_a_day(tmp_path: Path) -> None:
+    for name, age_seconds in ((".store.1-a", 90_000), (".store.2-b", 60), (".other.3-c", 90_000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age_seconds,) * 2)
+    _write(tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.3-c", ".store.2-b", "store"]
 
 
 @pytest.mark.parametrize("name", ["meta.json", "tokens.bin", "lengths.bin"])
