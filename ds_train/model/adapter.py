@@ -36,8 +36,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_NAME = "default"
 
 
-def choose_trainable(model: nn.Module, config: AdapterConfig, *, base: str, seed: int) -> nn.Module:
-    """The model with `requires_grad` set and, for PEFT methods, its adapter attached.
+def choose_trainable(model: Any, config: AdapterConfig, *, base: str, seed: int) -> Any:
+    """The model (PreTrainedModel or PeftModel) with `requires_grad` set and, for PEFT methods, its adapter attached.
 
     Adapters are initialised from `seed` alone, alike on every rank and ZeRO stage.
 
@@ -125,7 +125,8 @@ def _peft_config(config: AdapterConfig, base: str) -> PeftConfig:
     if config.method == "lora":
         return LoraConfig(
             r=config.r,
-            lora_alpha=config.alpha,
+            # PEFT is annotated with int, and computes with what it gets.
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
             lora_dropout=config.dropout,
             target_modules=config.target_modules or "all-linear",
             exclude_modules=config.exclude_modules,

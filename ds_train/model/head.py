@@ -13,6 +13,7 @@ to a loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,8 @@ class LogitTransform:
 class LossHead:
     """The output layer of `model` in its second role: token losses instead of logits."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.layer = model.get_output_embeddings()  # type: ignore[operator]
+    def __init__(self, model: Any) -> None:
+        self.layer = model.get_output_embeddings()
         self.transform = _take_logit_transform(model)
         self.labels: Tensor | None = None
         self.num_correct: Tensor | None = None
@@ -72,7 +73,7 @@ class LossHead:
         return cross_entropy_sum(cap_logits(logits, softcap, scale), labels[supervised])
 
 
-def _take_logit_transform(model: nn.Module) -> LogitTransform:
+def _take_logit_transform(model: Any) -> LogitTransform:
     """What the model does to its logits; from now on the head does it."""
     inner = getattr(model, "get_base_model", lambda: model)()
     config = inner.config.get_text_config()
@@ -94,9 +95,9 @@ def _take_logit_transform(model: nn.Module) -> LogitTransform:
 class LanguageModel(nn.Module):
     """A Hugging Face (or PEFT) causal LM that returns the loss of a batch."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # PreTrainedModel or PeftModel
         self.head = LossHead(model)
 
     def forward(

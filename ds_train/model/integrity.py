@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -77,7 +78,7 @@ def _match_names(model: nn.Module, files: list[Path]) -> dict[str, tuple[Path, s
     return places
 
 
-def _local_part(parameter: nn.Parameter, rank: int) -> Tensor:
+def _local_part(parameter: Any, rank: int) -> Tensor:
     """This rank's shard of a ZeRO-3 parameter, without the padding at the end of the last one."""
     shard = parameter.ds_tensor.detach().flatten()
     left = parameter.ds_numel - rank * shard.numel()

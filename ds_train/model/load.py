@@ -18,8 +18,8 @@ from ds_train.errors import ModelError
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int) -> nn.Module:
-    """The base model, every parameter loaded from its files or, if asked for, random.
+def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int) -> Any:
+    """The base model (a PreTrainedModel), every parameter loaded from its files or, if asked for, random.
 
     Raises:
         ModelError: weights are missing, of another shape or unreadable.
@@ -30,7 +30,7 @@ def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int
     if config.quantization != "none":
         kwargs["quantization_config"] = _quantization(config)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.name_or_path,
             config=architecture,
             revision=config.revision,
@@ -44,11 +44,12 @@ def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int
         raise ModelError(
             f"model.name_or_path = {config.name_or_path!r}: {str(error).strip().splitlines()[0]}"
         ) from error
+    model, info = loaded
     _refuse_incomplete(config.name_or_path, info)
     return model
 
 
-def _random_model(config: ModelConfig, architecture: PretrainedConfig, seed: int) -> nn.Module:
+def _random_model(config: ModelConfig, architecture: PretrainedConfig, seed: int) -> Any:
     # Built whole on every rank with the same seed, outside ZeRO-3's init context: inside it the
     # architecture's initialisation would see empty tensors.
     torch.manual_seed(seed)

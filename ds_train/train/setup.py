@@ -107,7 +107,7 @@ class Run:
     @property
     def write_extra(self) -> Callable[[Path, dict[str, Tensor]], None] | None:
         """Writes the adapter in PEFT's format beside the state; None without an adapter."""
-        model = self.engine.module.model
+        model: Any = self.engine.module.model
         if not hasattr(model, "peft_config"):
             return None
         return lambda folder, trained: write_adapter(model, trained, self.initial, folder)
