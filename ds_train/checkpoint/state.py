@@ -63,19 +63,18 @@ def save_checkpoint(
     final = paths.checkpoint(facts.step)
     partial = final.with_name(_PARTIAL + final.name)
     tensors, trained = _collect(engine, keep_all_params=write_extra is not None)
-    error: OSError | SafetensorError | None = None
+    failure = ""
     try:
         (partial / "state").mkdir(parents=True, exist_ok=True)
         _write_durably(partial / "state" / _state_file(ranks.rank), tensors)
         if ranks.is_main and write_extra is not None:
             write_extra(partial, trained)
-    except (OSError, SafetensorError) as failure:
-        error = failure
-    if ranks.any(error is not None):
-        ranks.barrier()
+    except (OSError, SafetensorError) as error:
+        failure = f"rank {ranks.rank}: {error}"
+    if reason := ranks.first_text(failure):
         if ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(_write_failure(final, error))
+        raise CheckpointError(_write_failure(final, reason))
     if ranks.is_main:
         files = [_state_file(rank) for rank in range(ranks.world_size)]
         facts = CheckpointFacts(**{**asdict(facts), "state_files": files})
@@ -113,8 +112,7 @@ def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
         os.fsync(file.fileno())
 
 
-def _write_failure(folder: Path, error: Exception | None) -> str:
-    reason = str(error) if error is not None else "another rank could not write"
+def _write_failure(folder: Path, reason: str) -> str:
     free = format_bytes(shutil.disk_usage(_existing(folder)).free)
     return (
         f"checkpoint {folder.name} could not be written to {str(folder.parent)!r}: {reason} "

@@ -64,6 +64,8 @@ def _render_conversation(
         spans = _subtract((0, len(text)), [renderer.span(i, text, marked) for i in unlearned])
     else:
         spans = [renderer.span(i, text, marked) for i in learned]
+        if learned and learned[-1] == len(messages) - 1:
+            renderer.check_end(text[spans[-1][1] :])
     if messages[-1].role != "assistant":
         return Rendered(text, tuple(spans), append_eos=False)
     # Nothing is learned from whitespace after the last turn, and nothing sees it: cut it.
@@ -167,6 +169,15 @@ class _Renderer:
                 f"it marks {len(marked)} generated parts for {len(assistants)} assistant messages"
             )
         return marked[assistants.index(index)]
+
+    def check_end(self, after: str) -> None:
+        """DataError when the template ends the last answer outside of what it marks."""
+        if after.strip() and self.messages[-1].role == "assistant":
+            raise DataError(
+                f"{self.place}: the chat template ({self.template.origin}) puts "
+                f'"{after.strip()}" after what it marks as generated, so the model would never '
+                "learn to stop; move {% endgeneration %} behind it (data.chat_template)."
+            )
 
     def _end_of_turn(self, through: str, start: int, content: str) -> int:
         """End of the token that ends the turn, or of the content where there is none."""

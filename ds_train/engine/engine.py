@@ -94,14 +94,19 @@ def build_engine(
     ranks: Ranks,
 ) -> Engine:
     """Hand the model and its optimizer to DeepSpeed."""
-    offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
-    optimizer, optimizer_name = _build_optimizer(groups, train, offload.get("device", "none"))
+    optimizer, optimizer_name = _build_optimizer(groups, train, offloads_optimizer(ds_config))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     return Engine(wrapped, ranks, train, coalesce=coalesce, optimizer_name=optimizer_name)
 
 
+def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
+    """Whether the optimizer's tensors live on the CPU or on disk."""
+    offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
+    return offload.get("device", "none") != "none"
+
+
 def _build_optimizer(
-    groups: Groups, train: TrainConfig, offload: str
+    groups: Groups, train: TrainConfig, offload: bool
 ) -> tuple[torch.optim.Optimizer, str]:
     # The learning rate is set before every step; until then it must be 0, not a default.
     if train.optim == "adafactor":
@@ -112,7 +117,7 @@ def _build_optimizer(
         "betas": (train.adam_beta1, train.adam_beta2),
         "eps": train.adam_epsilon,
     }
-    if offload in ("cpu", "nvme"):
+    if offload:
         try:
             from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles C++: only when wanted
 

@@ -52,6 +52,14 @@ class Ranks:
         """Whether the flag is up on at least one rank; the same answer everywhere."""
         return bool(self.sum(torch.tensor([float(flag)])).item() > 0)
 
+    def first_text(self, text: str) -> str:
+        """The first rank's text that is not empty; the same answer everywhere."""
+        texts: list[str] = [text]
+        if self.world_size > 1:
+            texts = [""] * self.world_size
+            dist.all_gather_object(texts, text)
+        return next((found for found in texts if found), "")
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:

@@ -37,7 +37,7 @@ ADAPTER_NAME = "default"
 
 
 def choose_trainable(model: Any, config: AdapterConfig, *, base: str, seed: int) -> Any:
-    """The model (PreTrainedModel or PeftModel) with `requires_grad` set and, for PEFT methods, its adapter attached.
+    """The model with `requires_grad` set and, for PEFT methods, its adapter attached (a PeftModel).
 
     Adapters are initialised from `seed` alone, alike on every rank and ZeRO stage.
 

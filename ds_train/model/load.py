@@ -19,7 +19,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int) -> Any:
-    """The base model (a PreTrainedModel), every parameter loaded from its files or, if asked for, random.
+    """The base model (a PreTrainedModel): each parameter as in its files or, if asked for, random.
 
     Raises:
         ModelError: weights are missing, of another shape or unreadable.

@@ -20,7 +20,12 @@ from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch, eval_batches, step_batches
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.prepare import PreparedData
-from ds_train.engine.engine import Engine, build_engine, sharded_loading
+from ds_train.engine.engine import (
+    Engine,
+    build_engine,
+    offloads_optimizer,
+    sharded_loading,
+)
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import CheckpointError
 from ds_train.model.adapter import (
@@ -138,10 +143,13 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
         f"({100 * num_trainable / num_all:.2f} %), method {config.adapter.method}"
     )
     coalesce = use_coalesced_reduction(config, ds_config)
+    if offloads_optimizer(ds_config):
+        say("engine: DeepSpeedCPUAdam is compiled at its first use, which takes minutes")
     engine = build_engine(
         model, groups, train=config.train, ds_config=ds_config, coalesce=coalesce, ranks=ranks
     )
-    say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, {describe_reduction(coalesce)}")
+    often = "every micro-batch" if engine.stage >= 2 and not coalesce else "once a step"
+    say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, gradients reduced {often}")
     if config.data.packing:
         text = model.model.config.get_text_config()
         check_packing_isolation(
@@ -168,11 +176,6 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     if ranks.is_main:
         _write_run_folder(run, ds_config)
     return run
-
-
-def describe_reduction(coalesce: bool) -> str:
-    """How often gradients travel, in words."""
-    return "gradients reduced once a step" if coalesce else "gradients reduced by DeepSpeed's plan"
 
 
 def find_start(

@@ -288,3 +288,11 @@ def test_generation_marks_that_do_not_fit_the_messages_are_refused() -> None:
     once += "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     with pytest.raises(DataError, match="marks 1 generated parts for 2 assistant messages"):
         _spans(THREE, "assistant", once)
+
+
+def test_generation_marks_that_leave_out_the_end_of_the_turn_are_refused() -> None:
+    open_end = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    open_end += "{{ '<|im_end|>\\n' }}{% endfor %}"
+    two = Conversation((Message("assistant", "hi"),))
+    with pytest.raises(DataError, match=r'puts "<\|im_end\|>" after what it marks as generated'):
+        _spans(two, "assistant", open_end)

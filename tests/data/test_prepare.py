@@ -14,8 +14,9 @@ from recipes import recipe, write_jsonl
 from ds_train.config.run import RunConfig
 from ds_train.data import tokenise
 from ds_train.data.audit import format_audit
+from ds_train.data.divide import PreparedData, held_out
 from ds_train.data.encode import open_tokenizer
-from ds_train.data.prepare import PreparedData, held_out, open_data, prepare_data
+from ds_train.data.prepare import open_data, prepare_data
 from ds_train.errors import DataError
 
 PAIRS = [{"prompt": f"What is {i}?", "completion": f" It is {i * i}."} for i in range(60)]

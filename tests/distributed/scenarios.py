@@ -118,6 +118,10 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     plan.append(scenario(folder, "cut-dropout", KINDS["dropout"], stop_after=2))
     plan.append(scenario(folder, "cut-dropout-on", KINDS["dropout"], run="cut-dropout"))
     plan.append(scenario(folder, "twelve-steps", TWELVE_STEPS))
+    full_disk = {"checkpoint.every": "1 step"}
+    plan.append(scenario(folder, "disk-full", full_disk, disk_full_at=3))
+    adapter = folder / "runs" / "lora-z2-m4" / "checkpoints" / f"step-{STEPS:08d}"
+    plan.append(scenario(folder, "continued", {"adapter.path": str(adapter)}))
     plan.append(scenario(folder, "diverged", {"train.learning_rate": 1e30}))
     return plan
 

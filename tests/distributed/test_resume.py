@@ -77,6 +77,23 @@ def test_the_checkpoint_is_an_adapter_that_plain_peft_reads(
     )
 
 
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_ranks: Results, inputs: Path) -> None:
+    result = two_ranks["disk-full"]
+    assert result["kind"] == "CheckpointError"
+    assert "step-00000003 could not be written" in result["error"]
+    assert "rank 1: [Errno 28] No space left on device" in result["error"]
+    paths = RunPaths(inputs / "runs" / "disk-full")
+    latest = complete_checkpoints(paths)[-1]
+    assert latest.name == "step-00000002" == (paths.checkpoints / "latest").read_text().strip()
+    assert load_file(str(latest / "adapter_model.safetensors"))
+    assert not list(paths.checkpoints.glob(".partial-*"))
+
+
+def test_an_existing_adapter_goes_on_where_it_was(two_ranks: Results) -> None:
+    trained, continued = two_ranks["lora-z2-m4"], two_ranks["continued"]
+    assert continued["losses"][0] < trained["losses"][0] - 0.2
+
+
 def test_a_checkpoint_holds_no_frozen_weight(two_ranks: Results, inputs: Path) -> None:
     folder = complete_checkpoints(RunPaths(inputs / "runs" / "lora-z3-m4"))[-1]
     adapter = (folder / "adapter_model.safetensors").stat().st_size

@@ -3,21 +3,26 @@
 Starting processes and importing costs seconds, a training of four tiny steps a fraction of one;
 so the test session starts this once per number of ranks and every test reads from its results.
 
-usage: deepspeed ... worker.py PLAN.json   (a list of {"name", "recipe", "stop_after"}; results go
-to NAME.json beside the plan: step losses, gradient norms, evaluation losses, or the error)
+usage: deepspeed ... worker.py PLAN.json
+The plan is a list of {"name", "recipe", "stop_after", "disk_full_at"}; results go to NAME.json
+beside it: step losses, gradient norms, evaluation losses, or the error.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
+from ds_train.checkpoint import state
 from ds_train.config.run import RunConfig
 from ds_train.data.prepare import prepare_data
 from ds_train.engine.engine import start_process_group, stop_process_group
@@ -41,6 +46,18 @@ class StopAfter(StopRequest):
         """Asked once per step, by the loop."""
         self._asked += 1
         return self._asked == self._step
+
+
+def fill_disk_at(write: int, ranks: Ranks) -> Callable[..., None]:
+    """A `save_file` that meets a full disk at its n-th call, on the last rank only."""
+    calls = iter(range(1, 1000))
+
+    def save_file(*args: Any, **kwargs: Any) -> None:
+        if next(calls) == write and ranks.rank == ranks.world_size - 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        safetensors.torch.save_file(*args, **kwargs)
+
+    return save_file
 
 
 def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, Any]:
@@ -75,6 +92,9 @@ def main() -> None:
     for item in json.loads(plan_file.read_text()):
         try:
             config = RunConfig.model_validate(item["recipe"])
+            state.save_file = safetensors.torch.save_file
+            if "disk_full_at" in item:
+                state.save_file = fill_disk_at(item["disk_full_at"], ranks)
             result = train(config, ranks, item.get("stop_after"))
         except Exception:  # noqa: BLE001 (a defect is a result too; the others would wait for it)
             result = {"error": traceback.format_exc(), "kind": "defect"}
