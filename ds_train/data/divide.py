@@ -1,0 +1,114 @@
+"""Tokenised samples divided into what is trained and what is evaluated on, with their audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ds_train.config.run import RunConfig
+from ds_train.data.audit import Audit, audit_part, audit_source, first_of_kind
+from ds_train.data.fingerprint import hash_of
+from ds_train.data.sources import Source
+from ds_train.data.store import TokenStore
+from ds_train.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Tokenised data of a recipe, divided into what is trained and what is evaluated on."""
+
+    train: TokenStore
+    validation: TokenStore | None
+    audit: Audit
+    """As saved with the run: `sources` (a dict each), `train`, `validation`, settings."""
+    fingerprint: str
+    """Names the samples and their division; equal on every machine for equal data."""
+    source_names: tuple[str, ...]
+    """Of each source index of the stores: training sources, then validation sources."""
+    source_weights: tuple[float, ...]
+    """Passes per epoch over each source, by the same index."""
+
+
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """bool [N]: which samples are held out; equal samples always go together."""
+    mixed = (hashes ^ np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
+    return (mixed >> np.uint64(11)).astype(np.float64) / 2**53 < fraction
+
+
+def divide(
+    config: RunConfig, sources: Sequence[Source], store: TokenStore, name: str
+) -> PreparedData:
+    """Training and validation parts, with their audit."""
+    fraction = config.data.validation.fraction or 0.0
+    from_validation = np.array([source.validation for source in sources], bool)
+    is_held_out = from_validation[store.sources] | held_out(store.hashes, fraction)
+    audit = _audit(config, sources, store)
+    _check_sources(sources, store, audit, is_held_out, fraction)
+    train = store.select(np.flatnonzero(~is_held_out))
+    validation = store.select(np.flatnonzero(is_held_out)) if is_held_out.any() else None
+    audit["train"] = audit_part(train)
+    audit["validation"] = audit_part(validation) if validation else None
+    leaked = np.isin(validation.hashes, train.hashes).sum() if validation else 0
+    audit["validation_in_train"] = int(leaked)
+    audit["fingerprint"] = hash_of([name, fraction])
+    return PreparedData(
+        train,
+        validation,
+        audit,
+        audit["fingerprint"],
+        tuple(source.name for source in sources),
+        tuple(source.config.weight for source in sources),
+    )
+
+
+def _audit(config: RunConfig, sources: Sequence[Source], store: TokenStore) -> Audit:
+    first = first_of_kind(store)
+    parts = []
+    for index, (source, facts) in enumerate(zip(sources, store.meta["sources"], strict=True)):
+        numbers = audit_source(store, index, facts["counts"], first)
+        settings = {key: value for key, value in facts.items() if key != "counts"}
+        path = source.config.path
+        parts.append(
+            {"name": source.name, "field": source.field, "path": path} | settings | numbers
+        )
+    return {
+        "sources": parts,
+        "max_length": config.data.max_length,
+        "chat_template": store.meta["chat_template"],
+    }
+
+
+def _check_sources(
+    sources: Sequence[Source],
+    store: TokenStore,
+    audit: Audit,
+    is_held_out: np.ndarray,
+    fraction: float,
+) -> None:
+    """DataError for sources that nothing is left of, and for a division with an empty part."""
+    faults = []
+    for index, (source, facts) in enumerate(zip(sources, audit["sources"], strict=True)):
+        members = store.sources == index
+        if not members.any():
+            faults.append(
+                f"{source.field} ({source.name}): none of its {facts['rows']:,} rows can be "
+                f"learned from: {facts['dropped_too_long']:,} are longer than data.max_length = "
+                f"{audit['max_length']:,}, {facts['dropped_unsupervised']:,} have no supervised "
+                f"token (loss_on: {facts['loss_on']})."
+            )
+        elif not source.validation and is_held_out[members].all():
+            faults.append(
+                f"data.validation.fraction = {fraction}: nothing of {source.field} "
+                f"({source.name}, {members.sum():,} samples) is left to train on; "
+                "take a smaller fraction."
+            )
+    if fraction and not faults and not is_held_out.any():
+        faults.append(
+            f"data.validation.fraction = {fraction}: none of the {store.num_samples:,} samples "
+            "would be held out; take a larger fraction, or give data.validation.sources."
+        )
+    if faults:
+        raise DataError("\n".join(faults))
