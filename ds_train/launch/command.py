@@ -36,7 +36,8 @@ def launcher_command(
     if given.master_port is None:
         port = port or config.cluster.master_port or free_port()
         command += ["--master_port", str(port)]
-    command += ["--log_level", "error", *launcher_args]
+    # its "exits with return code" says no more than our own last line
+    command += ["--log_level", "critical", *launcher_args]
     return [*command, "--module", "ds_train", "train", str(recipe_path), *overrides]
 
 

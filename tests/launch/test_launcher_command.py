@@ -63,7 +63,7 @@ def test_cpu(gpus) -> None:
     gpus(0)
     built = command(processes_per_node=2, master_port=29511, overrides=["a.b=c"])
     assert " ".join(built) == (
-        "--num_accelerators 2 --master_port 29511 --log_level error "
+        "--num_accelerators 2 --master_port 29511 --log_level critical "
         "--module ds_train train my.yaml a.b=c"
     )
 
