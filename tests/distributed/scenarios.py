@@ -80,7 +80,7 @@ def recipe(folder: Path, run: str, changes: dict[str, Any]) -> dict[str, Any]:
     }
     for key, value in changes.items():
         section, name = key.split(".")
-        result[section] = {**result[section], name: value}
+        result[section] = {**result.get(section, {}), name: value}
     if "3" not in result["engine"]["preset"]:
         result["engine"]["overrides"] = {}
     return result
