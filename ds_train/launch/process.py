@@ -151,9 +151,13 @@ def _signal(member: psutil.Process, signum: int) -> None:
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
     """Nothing of the run outlives it. Helpers get a moment, a launcher that still runs none."""
-    left = _session(process.pid)
+    running = process.poll() is None
+    # psutil would take the launcher's own exit code away from us
+    left = [member for member in _session(process.pid) if member.pid != process.pid]
+    if running:
+        process.kill()
     for member in left:
-        _signal(member, signal.SIGKILL if process.poll() is None else signal.SIGTERM)
+        _signal(member, signal.SIGKILL if running else signal.SIGTERM)
     _, alive = psutil.wait_procs(left, timeout=_LEFTOVER_SECONDS)
     for member in alive:
         _signal(member, signal.SIGKILL)

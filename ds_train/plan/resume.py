@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
-from ds_train.errors import CheckpointError
+from ds_train.errors import CheckpointError, ConfigError
 from ds_train.paths import RunPaths
 
 _FREE = {
@@ -33,14 +34,16 @@ compared as rows per step instead of by its three keys."""
 _LENGTH = {"train.max_steps", "train.num_train_epochs", "train.max_tokens"}
 
 
-def check_same_run(config: RunConfig, global_batch_size: int, old_global_batch_size: int) -> None:
-    """Compare the recipe with the one stored in its output_dir.
+def check_same_run(config: RunConfig, global_batch_size: int) -> None:
+    """Compare the recipe with the one of the checkpoints in its output_dir, if there are any.
 
     Raises:
         CheckpointError: they differ in a way that changes what is learned; each is listed.
     """
     paths = RunPaths(Path(config.output_dir))
-    old = load_recipe(paths.recipe)
+    if not any(paths.checkpoints.glob("step-*")):
+        return
+    old, old_global_batch_size = _stored(paths)
     differences = list(_differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
     # Without a decay the rate does not depend on where the run ends, so it may go on for longer.
     if config.train.lr_scheduler_type == "constant":
@@ -53,6 +56,19 @@ def check_same_run(config: RunConfig, global_batch_size: int, old_global_batch_s
             f"output_dir = {config.output_dir!r} holds a run of another recipe:\n{lines}\n"
             "Go on with the old values, or choose another output_dir."
         )
+
+
+def _stored(paths: RunPaths) -> tuple[RunConfig, int]:
+    """Recipe and rows per step of the run in the folder."""
+    try:
+        facts = json.loads(paths.run_facts.read_text())
+        return load_recipe(paths.recipe), int(facts["global_batch_size"])
+    except (OSError, ValueError, KeyError, ConfigError) as error:
+        raise CheckpointError(
+            f"output_dir = {str(paths.root)!r} has checkpoints, but {paths.recipe.name} or "
+            f"{paths.run_facts.name} beside them can't be read ({error}). Restore them, or choose "
+            "another output_dir."
+        ) from None
 
 
 def _differences(

@@ -190,8 +190,7 @@ def find_start(
     folder = latest_checkpoint(paths)
     if folder is None:
         return CheckpointFacts(0, 0, 0, None, base_fingerprint, data_fingerprint)
-    old = json.loads(paths.run_facts.read_text())
-    check_same_run(config, batch.global_batch_size, old["global_batch_size"])
+    check_same_run(config, batch.global_batch_size)
     facts = read_facts(folder)
     for what, was, now in (
         ("base model's weights", facts.base_fingerprint, base_fingerprint),

@@ -22,6 +22,7 @@ from ds_train.launch.command import (
 from ds_train.launch.process import run_launcher
 from ds_train.launch.world import World
 from ds_train.model.check import check_model
+from ds_train.plan.resume import check_same_run
 from ds_train.plan.validate import Plan, summary, validate
 
 LAUNCH_RECIPE = "recipe.launch.yaml"
@@ -50,6 +51,7 @@ def start_training(
         return 0
     for line in [*summary(plan), *_device_note(plan.world)]:
         print(line, flush=True)
+    check_same_run(plan.config, plan.batch.global_batch_size)
     check_model(plan.config)
     prepare_data(plan.config)
     if written:
