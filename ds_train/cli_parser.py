@@ -14,7 +14,7 @@ start here:
   ds-train data my.yaml                            what is learned from
   ds-train train my.yaml
 
-exit codes: 0 done, 2 something you gave is wrong, 1 the run failed, 130 stopped by Ctrl-C
+exit codes: 0 done (or stopped and saved), 2 something you gave is wrong, 1 the run failed
 """
 _OVERRIDES = (
     "settings laid over the recipe, e.g. train.learning_rate=1e-4 data.train.0.path=x.jsonl"
