@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from ds_train.config.model import ModelConfig
 from ds_train.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
@@ -91,6 +92,13 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{8 + length + end:,} bytes, the file has {size:,}. Copy the file again."
         )
     return header
+
+
+def base_fingerprint(config: ModelConfig) -> str:
+    """What a checkpoint remembers of the weights it was trained from."""
+    if config.init == "random":
+        return "random"
+    return fingerprint_files(weight_files(config.name_or_path, config.revision))
 
 
 def fingerprint_files(paths: list[Path]) -> str:

@@ -43,7 +43,8 @@ def check_same_run(config: RunConfig, global_batch_size: int) -> None:
     paths = RunPaths(Path(config.output_dir))
     if not any(paths.checkpoints.glob("step-*")):
         return
-    old, old_global_batch_size = _stored(paths)
+    old, facts = _stored(paths)
+    old_global_batch_size = facts["global_batch_size"]
     differences = list(_differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
     # Without a decay the rate does not depend on where the run ends, so it may go on for longer.
     if config.train.lr_scheduler_type == "constant":
@@ -58,12 +59,37 @@ def check_same_run(config: RunConfig, global_batch_size: int) -> None:
         )
 
 
-def _stored(paths: RunPaths) -> tuple[RunConfig, int]:
-    """Recipe and rows per step of the run in the folder."""
+def check_same_inputs(config: RunConfig, base_fingerprint: str, data_fingerprint: str) -> None:
+    """Compare the files behind the recipe with those that the checkpoints were made from.
+
+    Raises:
+        CheckpointError: the base model's weights or the data are others now.
+    """
+    paths = RunPaths(Path(config.output_dir))
+    if not any(paths.checkpoints.glob("step-*")):
+        return
+    _, facts = _stored(paths)
+    for what, was, now in (
+        ("base model's weights", facts["base_fingerprint"], base_fingerprint),
+        ("data", facts["data_fingerprint"], data_fingerprint),
+    ):
+        if was != now:
+            raise CheckpointError(
+                f"output_dir = {config.output_dir!r}: the {what} changed since this run began "
+                f"(fingerprint {was[:12]}, now {now[:12]}). Restore them, or choose another "
+                "output_dir."
+            )
+
+
+def _stored(paths: RunPaths) -> tuple[RunConfig, dict[str, Any]]:
+    """Recipe and run.json of the run in the folder."""
+    needed = {"global_batch_size", "base_fingerprint", "data_fingerprint"}
     try:
-        facts = json.loads(paths.run_facts.read_text())
-        return load_recipe(paths.recipe), int(facts["global_batch_size"])
-    except (OSError, ValueError, KeyError, ConfigError) as error:
+        facts: dict[str, Any] = json.loads(paths.run_facts.read_text())
+        if missing := needed - set(facts):
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        return load_recipe(paths.recipe), facts
+    except (OSError, ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"output_dir = {str(paths.root)!r} has checkpoints, but {paths.recipe.name} or "
             f"{paths.run_facts.name} beside them can't be read ({error}). Restore them, or choose "

@@ -27,7 +27,6 @@ from ds_train.engine.engine import (
     sharded_loading,
 )
 from ds_train.engine.ranks import Ranks
-from ds_train.errors import CheckpointError
 from ds_train.model.adapter import (
     VIRTUAL_TOKEN_METHODS,
     choose_trainable,
@@ -37,7 +36,7 @@ from ds_train.model.adapter import (
     write_adapter,
 )
 from ds_train.model.check import load_architecture
-from ds_train.model.files import fingerprint_files, weight_files
+from ds_train.model.files import base_fingerprint, weight_files
 from ds_train.model.head import LanguageModel
 from ds_train.model.integrity import check_integrity
 from ds_train.model.load import count_parameters, load_model
@@ -45,7 +44,7 @@ from ds_train.model.tokenizer import load_tokenizer, pad_token_id
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan, batch_arithmetic
 from ds_train.plan.ds_config import resolve_ds_config, use_coalesced_reduction
-from ds_train.plan.resume import check_same_run
+from ds_train.plan.resume import check_same_inputs, check_same_run
 from ds_train.train.guard import check_packing_isolation
 
 Say = Callable[[str], Any]
@@ -123,8 +122,7 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     paths = RunPaths(Path(config.output_dir))
     batch = batch_arithmetic(config, ranks.world_size)
     ds_config = resolve_ds_config(config, batch)
-    base_fingerprint = _base_fingerprint(config)
-    start = find_start(config, batch, base_fingerprint, data.fingerprint)
+    start = find_start(config, batch, base_fingerprint(config.model), data.fingerprint)
     plan = StepPlan(
         RowPlan(data.train, config.data, config.train.seed, data.source_weights),
         batch.global_batch_size,
@@ -178,37 +176,18 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     return run
 
 
-def find_start(
-    config: RunConfig, batch: BatchPlan, base_fingerprint: str, data_fingerprint: str
-) -> CheckpointFacts:
+def find_start(config: RunConfig, batch: BatchPlan, base: str, data: str) -> CheckpointFacts:
     """The facts of the latest checkpoint in output_dir, or those of step 0.
 
     Raises:
         CheckpointError: the folder holds a run that this recipe can't go on from.
     """
-    paths = RunPaths(Path(config.output_dir))
-    folder = latest_checkpoint(paths)
-    if folder is None:
-        return CheckpointFacts(0, 0, 0, None, base_fingerprint, data_fingerprint)
     check_same_run(config, batch.global_batch_size)
-    facts = read_facts(folder)
-    for what, was, now in (
-        ("base model's weights", facts.base_fingerprint, base_fingerprint),
-        ("data", facts.data_fingerprint, data_fingerprint),
-    ):
-        if was != now:
-            raise CheckpointError(
-                f"output_dir = {config.output_dir!r}: the {what} changed since this run began "
-                f"(fingerprint {was[:12]}, now {now[:12]}). Restore them, or choose another "
-                "output_dir."
-            )
-    return facts
-
-
-def _base_fingerprint(config: RunConfig) -> str:
-    if config.model.init == "random":
-        return "random"
-    return fingerprint_files(weight_files(config.model.name_or_path, config.model.revision))
+    check_same_inputs(config, base, data)
+    folder = latest_checkpoint(RunPaths(Path(config.output_dir)))
+    if folder is not None:
+        return read_facts(folder)
+    return CheckpointFacts(0, 0, 0, None, base, data)
 
 
 def _build_model(

@@ -22,7 +22,8 @@ from ds_train.launch.command import (
 from ds_train.launch.process import run_launcher
 from ds_train.launch.world import World
 from ds_train.model.check import check_model
-from ds_train.plan.resume import check_same_run
+from ds_train.model.files import base_fingerprint
+from ds_train.plan.resume import check_same_inputs, check_same_run
 from ds_train.plan.validate import Plan, summary, validate
 
 LAUNCH_RECIPE = "recipe.launch.yaml"
@@ -53,7 +54,8 @@ def start_training(
         print(line, flush=True)
     check_same_run(plan.config, plan.batch.global_batch_size)
     check_model(plan.config)
-    prepare_data(plan.config)
+    data = prepare_data(plan.config)
+    check_same_inputs(plan.config, base_fingerprint(plan.config.model), data.fingerprint)
     if written:
         _write_recipe(plan.config, Path(recipe_path))
     print("launching: " + show_command(command), flush=True)
