@@ -90,7 +90,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "ds-train data my.yaml\nds-train data my.yaml --step 1234      exactly what it trains on",
     )
     _add_recipe_arguments(parser)
-    parser.add_argument("--step", type=int, help="show the rows of this step (counted from 0)")
+    parser.add_argument("--step", type=int, help="show the rows of this step (the first is 1)")
     parser.add_argument("--rows", type=int, default=3, help="rows to show (default 3)")
     parser.add_argument("--no-color", action="store_true", help="mark with brackets, not colours")
 

@@ -21,13 +21,13 @@ from ds_train.checkpoint.merge import skeleton
 from ds_train.checkpoint.shards import write_shard
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
+from ds_train.data.encode import open_tokenizer
 from ds_train.data.templates import choose_template
 from ds_train.errors import CheckpointError
 from ds_train.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ds_train.model.check import load_architecture
 from ds_train.model.files import INDEX, SINGLE, find_file
 from ds_train.model.load import DTYPES
-from ds_train.model.tokenizer import load_tokenizer
 from ds_train.paths import RunPaths
 from ds_train.units import format_bytes
 
@@ -115,7 +115,7 @@ def _write_adapter(config: RunConfig, step: Path, folder: Path) -> None:
 
 
 def _write_tokenizer(config: RunConfig, folder: Path) -> None:
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = open_tokenizer(config.model)
     # A template that the recipe chose is part of what was learned.
     if config.data.chat_template is not None:
         template = choose_template(config.data.chat_template, {}, tokenizer)

@@ -25,9 +25,7 @@ from ds_train.data.mix import Ints
 from ds_train.data.pack import pack_rows, single_rows
 from ds_train.data.share import share_of_rank
 from ds_train.data.store import TokenStore
-
-IGNORE = -100
-"""Label of a position that is not learned from; torch's cross entropy knows it by this number."""
+from ds_train.ops.reference import IGNORE
 
 PAD_MULTIPLE = 8
 """Row lengths are rounded up to this: tensor cores want it, and it costs a token or two."""

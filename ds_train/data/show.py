@@ -107,22 +107,23 @@ def segments(tokenizer: Any, ids: np.ndarray, mask: np.ndarray) -> list[tuple[st
 def describe_step(
     config: RunConfig, prepared: PreparedData, tokenizer: Any, step: int
 ) -> dict[str, Any]:
-    """Everything that optimizer step `step` (from 0) trains on, rank by rank."""
+    """Everything that optimizer step `step` (the first is 1) trains on, rank by rank."""
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
     rows = RowPlan(prepared.train, config.data, config.train.seed, prepared.source_weights)
     plan = StepPlan(rows, batch.global_batch_size, config.train.num_train_epochs)
     total = plan.total_steps(config.train)
-    if not 0 <= step < total:
-        raise DataError(f"--step {step}: the run has steps 0 to {total - 1:,}.")
+    if not 1 <= step <= total:
+        raise DataError(f"--step {step}: the run has steps 1 to {total:,}.")
+    index = step - 1
     return {
         "step": step,
         "total_steps": total,
         "batch": str(batch),
-        "epoch": plan.epoch(step),
-        "tokens": plan.num_tokens(step),
-        "supervised_tokens": plan.num_supervised(step),
+        "epoch": plan.epoch(index),
+        "tokens": plan.num_tokens(index),
+        "supervised_tokens": plan.num_supervised(index),
         "ranks": [
-            _describe_rank(config, prepared, tokenizer, plan.rows(step), batch, rank)
+            _describe_rank(config, prepared, tokenizer, plan.rows(index), batch, rank)
             for rank in range(batch.world_size)
         ],
     }

@@ -26,11 +26,11 @@ from ds_train.checkpoint.folder import find_checkpoint, read_facts, read_paramet
 from ds_train.config.load import load_recipe
 from ds_train.config.model import ModelConfig
 from ds_train.config.run import RunConfig
+from ds_train.data.encode import open_tokenizer
 from ds_train.errors import CheckpointError, ModelError
 from ds_train.model.adapter import ADAPTER_CONFIG
 from ds_train.model.check import load_architecture
 from ds_train.model.load import DTYPES, load_model
-from ds_train.model.tokenizer import load_tokenizer
 from ds_train.paths import RunPaths
 
 Say = Callable[[str], Any]
@@ -123,7 +123,7 @@ def load_for_inference(
     say(f"model: {target.title} as {config.dtype} on {place}")
     if config.quantization == "none":
         model = model.to(place)
-    return model.eval(), load_tokenizer(config)
+    return model.eval(), open_tokenizer(config)
 
 
 def _build(target: Target, config: ModelConfig) -> nn.Module:

@@ -9,9 +9,10 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ds_train.config.model import ModelConfig
 from ds_train.config.run import RunConfig
+from ds_train.data.encode import open_tokenizer
 from ds_train.errors import ModelError
 from ds_train.model.files import read_header, weight_files
-from ds_train.model.tokenizer import check_vocabulary, load_tokenizer
+from ds_train.model.tokenizer import check_vocabulary
 
 
 def load_architecture(config: ModelConfig) -> PretrainedConfig:
@@ -47,7 +48,7 @@ def check_model(config: RunConfig, say: Callable[[str], Any] = print) -> None:
         ModelError: whatever would otherwise be found only after the launch.
     """
     architecture = load_architecture(config.model)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = open_tokenizer(config.model)
     text = architecture.get_text_config()
     check_vocabulary(tokenizer, text.vocab_size, config.model.name_or_path)
     longest = getattr(text, "max_position_embeddings", None)

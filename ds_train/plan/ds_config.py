@@ -64,24 +64,14 @@ def use_coalesced_reduction(config: RunConfig, ds_config: dict[str, Any]) -> boo
     """Whether gradients are reduced once per step through engine.coalesce_grad_reduction.
 
     Costs the memory of the trainable parameters' whole gradients: nothing for an adapter, too
-    much for a whole model at stages 2 and 3, which exist to shard them. At stage 1 in bf16
-    DeepSpeed uses its BF16_Optimizer, which has no such path and reduces once per step anyway.
+    much for a whole model at stages 2 and 3, which exist to shard them. Only in fp32: DeepSpeed
+    holds what waits for the reduction in the model's dtype, and sixteen micro-batches added up in
+    bf16 moved the gradient norm of a LoRA run by 1.5e-4 (measured; by 1e-5 when added in fp32).
     """
-    zero = ds_config["zero_optimization"]
-    if zero["stage"] == 0 or (zero["stage"] == 1 and uses_bf16_optimizer(ds_config)):
+    stage = ds_config["zero_optimization"]["stage"]
+    if stage == 0 or config.model.dtype != "fp32":
         return False
-    return zero["stage"] == 1 or config.adapter.method not in ("full", "partial")
-
-
-def uses_bf16_optimizer(ds_config: dict[str, Any]) -> bool:
-    """Whether DeepSpeed takes BF16_Optimizer: stage 1, bf16, fp32 accumulation, no offload."""
-    zero = ds_config["zero_optimization"]
-    return bool(
-        zero["stage"] == 1
-        and ds_config["bf16"]["enabled"]
-        and ds_config["data_types"]["grad_accum_dtype"] == "fp32"
-        and zero.get("offload_optimizer", {}).get("device", "none") == "none"
-    )
+    return stage == 1 or config.adapter.method not in ("full", "partial")
 
 
 def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

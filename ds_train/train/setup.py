@@ -18,6 +18,7 @@ from ds_train.checkpoint.state import load_checkpoint, remove_partial
 from ds_train.config.load import dump_recipe
 from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch, eval_batches, step_batches
+from ds_train.data.encode import open_tokenizer
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import (
@@ -40,7 +41,7 @@ from ds_train.model.files import base_fingerprint, weight_files
 from ds_train.model.head import LanguageModel
 from ds_train.model.integrity import check_integrity
 from ds_train.model.load import count_parameters, load_model
-from ds_train.model.tokenizer import load_tokenizer, pad_token_id
+from ds_train.model.tokenizer import pad_token_id
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan, batch_arithmetic
 from ds_train.plan.ds_config import resolve_ds_config, use_coalesced_reduction
@@ -128,7 +129,7 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
         batch.global_batch_size,
         config.train.num_train_epochs,
     )
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = open_tokenizer(config.model)
     model, initial, flatten = _build_model(config, ds_config, ranks, paths, start, say)
     groups = parameter_groups(
         model,

@@ -42,7 +42,7 @@ def test_first_rows_with_marks_and_with_colour(stories260k: Path, tmp_path: Path
 def test_json_of_a_step_is_the_plan_of_the_step(stories260k: Path, tmp_path: Path) -> None:
     config = _config(stories260k, tmp_path)
     said: list[str] = []
-    show_data(config, step=3, as_json=True, say=said.append)
+    show_data(config, step=4, as_json=True, say=said.append)
     step = json.loads("".join(said))["step"]
     data = prepare_data(config, say=said.append)
     rows = StepPlan(RowPlan(data.train, config.data, 0, data.source_weights), 8).rows(3)
@@ -61,12 +61,12 @@ def test_json_of_a_step_is_the_plan_of_the_step(stories260k: Path, tmp_path: Pat
 
 def test_a_step_as_text(stories260k: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    show_data(_config(stories260k, tmp_path), step=0, say=said.append)
+    show_data(_config(stories260k, tmp_path), step=1, say=said.append)
     text = "\n".join(said)
-    assert "step 0 of 5, epoch 0.000: 2 processes x 2 rows x 2 micro-batches = 8 rows" in text
+    assert "step 1 of 5, epoch 0.000: 2 processes x 2 rows x 2 micro-batches = 8 rows" in text
     assert "rank 1, micro-batch 1, row 1:" in text
-    with pytest.raises(DataError, match="--step 5: the run has steps 0 to 4"):
-        show_data(_config(stories260k, tmp_path), step=5, say=said.append)
+    with pytest.raises(DataError, match="--step 6: the run has steps 1 to 5"):
+        show_data(_config(stories260k, tmp_path), step=6, say=said.append)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,6 @@ from ds_train.plan.ds_config import (
     deep_merge,
     resolve_ds_config,
     use_coalesced_reduction,
-    uses_bf16_optimizer,
     zero_settings,
 )
 from ds_train.plan.ds_lint import lint_ds_config
@@ -84,12 +83,14 @@ def test_every_preset_resolves_to_known_explicit_values(make, preset, method, dt
         ("zero0", "lora", "bf16", False),
         ("zero1", "lora", "bf16", False),  # BF16_Optimizer has no such path
         ("zero1", "lora", "fp32", True),
-        ("zero1", "full", "fp16", True),
-        ("zero2", "lora", "bf16", True),
-        ("zero2", "ia3", "bf16", True),
+        ("zero1", "full", "fp16", False),
+        ("zero2", "lora", "fp32", True),
+        ("zero2", "lora", "bf16", False),  # would be added up in bf16
+        ("zero2", "ia3", "fp32", True),
         ("zero2", "full", "bf16", False),
         ("zero2", "partial", "fp32", False),
-        ("zero3", "lora", "bf16", True),
+        ("zero3", "lora", "bf16", False),
+        ("zero3", "lora", "fp32", True),
         ("zero3", "full", "fp32", False),
     ],
 )
@@ -98,7 +99,6 @@ def test_coalesced_reduction(make, preset, method, dtype, coalesced) -> None:
     resolved = resolve(config)
     assert use_coalesced_reduction(config, resolved) is coalesced
     assert resolved["managed_gradient_accumulation"] is coalesced
-    assert uses_bf16_optimizer(resolved) is (preset == "zero1" and dtype == "bf16")
 
 
 def test_adapters_stay_whole_at_stage_3(make) -> None:
