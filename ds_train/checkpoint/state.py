@@ -18,14 +18,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ds_train.checkpoint.folder import (
     FACTS,
@@ -38,6 +37,7 @@ from ds_train.checkpoint.folder import (
 )
 from ds_train.engine.engine import Engine, State
 from ds_train.errors import CheckpointError
+from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths
 from ds_train.units import format_bytes
 
@@ -66,7 +66,7 @@ def save_checkpoint(
     failure = ""
     try:
         (partial / "state").mkdir(parents=True, exist_ok=True)
-        _write_durably(partial / "state" / _state_file(ranks.rank), tensors)
+        save_tensors(partial / "state" / _state_file(ranks.rank), tensors)
         if ranks.is_main and write_extra is not None:
             write_extra(partial, trained)
     except (OSError, SafetensorError) as error:
@@ -104,12 +104,6 @@ def _collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:
 
 def _state_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
-
-
-def _write_durably(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file(dict(tensors), str(path), metadata={"format": "pt"})
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _write_failure(folder: Path, reason: str) -> str:

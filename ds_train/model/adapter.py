@@ -24,11 +24,11 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
 )
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ds_train.config.adapter import AdapterConfig
 from ds_train.errors import ConfigError, ModelError
+from ds_train.model.write import save_tensors
 
 VIRTUAL_TOKEN_METHODS = ("prompt_tuning", "prefix_tuning")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -237,11 +237,7 @@ def write_adapter(
         config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
         config.r *= 2
         config.init_lora_weights = True
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        str(folder / ADAPTER_WEIGHTS),
-        metadata={"format": "pt"},
-    )
+    save_tensors(folder / ADAPTER_WEIGHTS, tensors)
     config.save_pretrained(str(folder))
 
 

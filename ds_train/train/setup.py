@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ds_train.checkpoint.folder import CheckpointFacts, latest_checkpoint, read_facts
@@ -42,6 +42,7 @@ from ds_train.model.head import LanguageModel
 from ds_train.model.integrity import check_integrity
 from ds_train.model.load import count_parameters, load_model
 from ds_train.model.tokenizer import pad_token_id
+from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan, batch_arithmetic
 from ds_train.plan.ds_config import resolve_ds_config, use_coalesced_reduction
@@ -256,4 +257,4 @@ def _write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
     }
     paths.run_facts.write_text(json.dumps(facts, indent=1) + "\n")
     if run.initial and not run.start.step:
-        save_file(run.initial, str(paths.root / INITIAL_LORA))
+        save_tensors(paths.root / INITIAL_LORA, run.initial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,4 +100,8 @@ def test_a_checkpoint_holds_no_frozen_weight(two_ranks: Results, inputs: Path) -
     adapter = (folder / "adapter_model.safetensors").stat().st_size
     state = sum(file.stat().st_size for file in (folder / "state").iterdir())
     assert state < 3 * adapter + 20_000  # weights and two moments, and the headers
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*.safetensors"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask  # the team can read it
     assert len(list((folder / "state").iterdir())) == 2  # one file a rank

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from ds_train.checkpoint import state
@@ -28,6 +27,7 @@ from ds_train.data.prepare import prepare_data
 from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
+from ds_train.model.write import save_tensors
 from ds_train.report.record import EvaluationRecord, StepRecord, read_records
 from ds_train.train import loop
 from ds_train.train.guard import StopRequest
@@ -49,15 +49,15 @@ class StopAfter(StopRequest):
 
 
 def fill_disk_at(write: int, ranks: Ranks) -> Callable[..., None]:
-    """A `save_file` that meets a full disk at its n-th call, on the last rank only."""
+    """A `save_tensors` that meets a full disk at its n-th call, on the last rank only."""
     calls = iter(range(1, 1000))
 
-    def save_file(*args: Any, **kwargs: Any) -> None:
+    def save(*args: Any) -> None:
         if next(calls) == write and ranks.rank == ranks.world_size - 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        safetensors.torch.save_file(*args, **kwargs)
+        save_tensors(*args)
 
-    return save_file
+    return save
 
 
 def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, Any]:
@@ -92,9 +92,9 @@ def main() -> None:
     for item in json.loads(plan_file.read_text()):
         try:
             config = RunConfig.model_validate(item["recipe"])
-            state.save_file = safetensors.torch.save_file
+            state.save_tensors = save_tensors
             if "disk_full_at" in item:
-                state.save_file = fill_disk_at(item["disk_full_at"], ranks)
+                state.save_tensors = fill_disk_at(item["disk_full_at"], ranks)
             result = train(config, ranks, item.get("stop_after"))
         except Exception:  # noqa: BLE001 (a defect is a result too; the others would wait for it)
             result = {"error": traceback.format_exc(), "kind": "defect"}
