@@ -44,6 +44,9 @@ def write_inputs(folder: Path) -> None:
     from ds_train.model.tiny import save_tiny  # torch: only where the fixture runs
 
     save_tiny(folder / "model", "llama", tie_word_embeddings=False)
+    # 13.1 million parameters, 52 MB in fp32
+    wide = {"hidden_size": 256, "intermediate_size": 1152, "num_hidden_layers": 12, "head_dim": 64}
+    save_tiny(folder / "model-50mb", "llama", **wide)
     draw = random.Random(0)
     words = ["red", "green", "blue", "one", "two", "three", "stone", "river"]
     rows = [
@@ -118,6 +121,8 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     plan.append(scenario(folder, "cut-dropout", KINDS["dropout"], stop_after=2))
     plan.append(scenario(folder, "cut-dropout-on", KINDS["dropout"], run="cut-dropout"))
     plan.append(scenario(folder, "twelve-steps", TWELVE_STEPS))
+    big = {"model.name_or_path": str(folder / "model-50mb"), "engine.preset": "zero3"}
+    plan.append(scenario(folder, "big-base", {**big, "train.max_steps": 1}))
     full_disk = {"checkpoint.every": "1 step"}
     plan.append(scenario(folder, "disk-full", full_disk, disk_full_at=3))
     adapter = folder / "runs" / "lora-z2-m4" / "checkpoints" / f"step-{STEPS:08d}"

@@ -78,6 +78,17 @@ def test_the_checkpoint_is_an_adapter_that_plain_peft_reads(
     )
 
 
+def test_a_50_mb_base_leaves_no_trace_in_a_zero3_checkpoint(
+    two_ranks: Results, inputs: Path
+) -> None:
+    weights = (inputs / "model-50mb" / "model.safetensors").stat().st_size
+    assert weights > 50e6
+    folder = complete_checkpoints(RunPaths(inputs / "runs" / "big-base"))[-1]
+    adapter = (folder / "adapter_model.safetensors").stat().st_size
+    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert 0.3e6 < adapter < total < adapter + 2 * adapter + 2e6  # the adapter, two moments, 2 MB
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_ranks: Results, inputs: Path) -> None:
     result = two_ranks["disk-full"]
     assert result["kind"] == "CheckpointError"
