@@ -100,9 +100,12 @@ def build_engine(
 
 
 def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
-    """Whether the optimizer's tensors live on the CPU or on disk."""
+    """Whether the optimizer works on the host beside a GPU, in DeepSpeed's own C++.
+
+    Without a GPU torch's fused AdamW does the same work, and nothing has to be compiled.
+    """
     offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
-    return offload.get("device", "none") != "none"
+    return offload.get("device", "none") != "none" and torch.cuda.is_available()
 
 
 def _build_optimizer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from ds_train.engine.engine import (
     sharded_loading,
 )
 from ds_train.engine.ranks import Ranks
+from ds_train.errors import quoted
 from ds_train.model.adapter import (
     VIRTUAL_TOKEN_METHODS,
     choose_trainable,
@@ -85,21 +86,18 @@ class Run:
             **self._layout(),
         )
 
-    def build_validation(self) -> list[Batch]:
-        """This rank's share of the validation rows."""
+    def build_validation(self) -> Iterator[Batch]:
+        """This rank's share of the validation rows, one micro-batch after the other."""
         assert self.data.validation is not None
         train = self.config.train
-        return list(
-            eval_batches(
-                self.data.validation,
-                rank=self.ranks.rank,
-                dp_size=self.ranks.world_size,
-                micro_batch_size=train.per_device_eval_batch_size
-                or train.per_device_train_batch_size,
-                packing=self.config.data.packing,
-                max_rows=self.config.evaluate.max_rows,
-                **self._layout(),
-            )
+        return eval_batches(
+            self.data.validation,
+            rank=self.ranks.rank,
+            dp_size=self.ranks.world_size,
+            micro_batch_size=train.per_device_eval_batch_size or train.per_device_train_batch_size,
+            packing=self.config.data.packing,
+            max_rows=self.config.evaluate.max_rows,
+            **self._layout(),
         )
 
     def _layout(self) -> dict[str, Any]:
@@ -158,7 +156,7 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
         say(f"packing: documents do not see each other ({text._attn_implementation}; tried)")
     if start.step:
         load_checkpoint(paths.checkpoint(start.step), engine, start)
-        say(f"resume: goes on after step {start.step:,} of {str(paths.root)!r}")
+        say(f"resume: goes on after step {start.step:,} of {quoted(paths.root)}")
     run = Run(
         config=config,
         paths=paths,

@@ -9,7 +9,7 @@ follows from any number of ranks, micro-batch size, accumulation, packing and Ze
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +86,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate_batches(engine: Engine, batches: Sequence[Batch]) -> Evaluation:
+def evaluate_batches(engine: Engine, batches: Iterable[Batch]) -> Evaluation:
     """Mean loss and accuracy over the supervised tokens of all ranks' batches."""
     device = engine.ranks.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)

@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "unpacked": {"data.packing": False},
     "dropout": {"adapter.dropout": 0.2},
     "random": {"adapter.method": "full", "model.init": "random"},
+    "offload": {},
     "bf16": {"model.dtype": "bf16"},
     "bf16-full": {"model.dtype": "bf16", "adapter.method": "full"},
 }
@@ -114,6 +115,8 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     for kind, changes in KINDS.items():
         for stage in (1, 3):
             layout = {"engine.preset": f"zero{stage}"}
+            if kind == "offload":
+                layout = {"engine.preset": f"zero{max(stage, 2)}_offload_cpu"}
             plan.append(scenario(folder, f"{kind}-z{stage}", {**changes, **layout}))
     plan.append(scenario(folder, "pissa", {"adapter.init": "pissa"}))
     plan.append(scenario(folder, "cut-pissa", {"adapter.init": "pissa"}, stop_after=2))
