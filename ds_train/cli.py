@@ -106,9 +106,16 @@ def _data(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     if _is_rank():
         return _train_as_rank(args)
+    from ds_train.launch.command import show_command
+    from ds_train.plan.launch import plan_launch
+
+    launch = plan_launch(args.recipe, args.overrides, args.launcher_args)
+    if args.dry_run:
+        print(show_command(launch.command))
+        return 0
     from ds_train.train.start import start_training
 
-    return start_training(args.recipe, args.overrides, args.launcher_args, dry_run=args.dry_run)
+    return start_training(launch)
 
 
 def _train_as_rank(args: argparse.Namespace) -> int:
@@ -214,7 +221,7 @@ def _report(error: DsTrainError) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_OTHER_RANK_SECONDS)
     prefix = f"error (rank {rank}): " if rank != "0" else "error: "
-    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
+    faults = error.faults if isinstance(error, InputError) else [str(error)]
     if len(faults) > 1:
         print(f"{prefix}{len(faults)} faults:", file=sys.stderr)
         prefix = "  "

@@ -135,7 +135,11 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--recipe", help="whose data to use; the run's own when left out")
     parser.add_argument("--split", choices=["validation", "train"], default="validation")
     parser.add_argument(
-        "--max-rows", type=int, dest="max_samples", help="only the first so many samples"
+        "--max-rows",
+        type=int,
+        dest="max_samples",
+        metavar="N",
+        help="only the first so many samples",
     )
     parser.add_argument("--batch-size", type=int, help="samples at once")
     parser.add_argument("--output", help="write the numbers to this JSON file")

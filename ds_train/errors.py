@@ -9,6 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def quoted(value: object) -> str:
+    """A name or path as it stands in a message."""
+    return f'"{value}"'
+
+
+def reason(error: BaseException) -> str:
+    """First line of what a library says, to stand inside brackets."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".: ")
+
+
 class DsTrainError(Exception):
     """Base of every error with a message made for the user. Exit code 1: the run failed."""
 
@@ -16,17 +27,20 @@ class DsTrainError(Exception):
 
 
 class InputError(DsTrainError):
-    """Something that the user gave is wrong, and nothing was started. Exit code 2."""
+    """Something that the user gave is wrong, and nothing was started. Exit code 2.
+
+    One or more faults, all of which are reported at once.
+    """
 
     exit_code = 2
-
-
-class ConfigError(InputError):
-    """A recipe with one or more faults, all of them reported at once."""
 
     def __init__(self, faults: str | Sequence[str]) -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)
         super().__init__("\n".join(self.faults))
+
+
+class ConfigError(InputError):
+    """A recipe with settings that are wrong, by themselves or together."""
 
 
 class DataError(InputError):

@@ -23,7 +23,7 @@ from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.templates import choose_template
-from ds_train.errors import CheckpointError
+from ds_train.errors import CheckpointError, quoted
 from ds_train.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ds_train.model.check import load_architecture
 from ds_train.model.files import INDEX, SINGLE, find_file
@@ -128,7 +128,7 @@ def _write_model(config: RunConfig, step: Path, folder: Path, dtype: str | None,
     model = skeleton(architecture, config.model.trust_remote_code)
     if quantization := getattr(architecture, "quantization_config", None):
         raise CheckpointError(
-            f"model.name_or_path = {config.model.name_or_path!r} holds quantised weights "
+            f"model.name_or_path = {quoted(config.model.name_or_path)} holds quantised weights "
             f"({quantization.get('quant_method', 'unknown')}), into which nothing can be merged. "
             "Export without --merge, or train from the original weights (model.quantization)."
         )

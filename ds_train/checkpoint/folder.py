@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ds_train.errors import CheckpointError
+from ds_train.errors import CheckpointError, quoted
 from ds_train.paths import RunPaths
 
 FACTS = "checkpoint.json"
@@ -66,7 +66,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
     try:
         return CheckpointFacts(**json.loads((folder / FACTS).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{str(folder)!r} is not a complete checkpoint: {error}") from None
+        raise CheckpointError(f"{quoted(folder)} is not a complete checkpoint: {error}") from None
 
 
 def state_places(folder: Path, facts: CheckpointFacts) -> dict[str, tuple[Path, list[str]]]:
@@ -81,7 +81,7 @@ def state_places(folder: Path, facts: CheckpointFacts) -> dict[str, tuple[Path, 
                     places.setdefault(parameter, (path, []))[1].append(key)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{str(path)!r} is missing or damaged ({error}). Remove the checkpoint folder "
+                f"{quoted(path)} is missing or damaged ({error}). Remove the checkpoint folder "
                 f"{folder.name} to go on from the one before it."
             ) from None
     return places
@@ -102,14 +102,14 @@ def find_checkpoint(run: Path, which: str = "latest") -> Path:
     paths = RunPaths(run)
     if not paths.recipe.is_file():
         raise CheckpointError(
-            f"{str(run)!r} is not a run folder: it has no {paths.recipe.name}. Give the output_dir "
-            "of a run."
+            f"{quoted(run)} is not a run folder: it has no {paths.recipe.name}. Give the "
+            "output_dir of a run."
         )
     folders = complete_checkpoints(paths)
     if not folders:
         raise CheckpointError(
-            f"{str(run)!r} has no complete checkpoint yet. Start `ds-train train` with its recipe; "
-            "checkpoint.every says how often one is made."
+            f"{quoted(run)} has no complete checkpoint yet. Start `ds-train train` with its "
+            "recipe; checkpoint.every says how often one is made."
         )
     if which == "latest":
         return folders[-1]
@@ -117,7 +117,7 @@ def find_checkpoint(run: Path, which: str = "latest") -> Path:
         best = pointed_at(paths.checkpoints / "best")
         if best is None:
             raise CheckpointError(
-                f"{str(run)!r} has no best checkpoint: no validation loss was measured when one "
+                f"{quoted(run)} has no best checkpoint: no validation loss was measured when one "
                 "was saved. Use --checkpoint latest, or set evaluate.every and data.validation."
             )
         return best
@@ -128,6 +128,6 @@ def find_checkpoint(run: Path, which: str = "latest") -> Path:
             return folder
     names = ", ".join(folder.name for folder in folders)
     raise CheckpointError(
-        f"--checkpoint {which}: {str(run)!r} has no such complete checkpoint; it has latest, "
+        f"--checkpoint {which}: {quoted(run)} has no such complete checkpoint; it has latest, "
         f"{names}."
     )

@@ -17,7 +17,7 @@ from ds_train.checkpoint.base_files import BaseFiles
 from ds_train.checkpoint.merge import Changes, adapter_changes, full_changes
 from ds_train.checkpoint.shards import TensorSpec, main_dtype
 from ds_train.config.run import RunConfig
-from ds_train.errors import CheckpointError
+from ds_train.errors import CheckpointError, quoted
 from ds_train.model.files import SINGLE, weight_files
 from ds_train.model.load import DTYPES
 
@@ -110,7 +110,7 @@ def _layout_of_state(changes: Changes, model: nn.Module, dtype: torch.dtype, ste
     if missing or strangers:
         shown = ", ".join([*missing, *strangers][:3])
         raise CheckpointError(
-            f"{str(step)!r} does not fit the model: {len(missing)} of its parameters are missing, "
+            f"{quoted(step)} does not fit the model: {len(missing)} of its parameters are missing, "
             f"{len(strangers)} are not the model's ({shown}). Is model.name_or_path still the "
             "model of the run?"
         )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ds_train.checkpoint.folder import read_facts, read_parameter, state_places
-from ds_train.errors import CheckpointError
+from ds_train.errors import CheckpointError, quoted
 from ds_train.model.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS
 
 _PREFIX = "base_model.model."
@@ -107,7 +107,9 @@ def _attach(folder: Path, model: nn.Module) -> PeftModel:
         config = PeftConfig.from_pretrained(str(folder))
         saved = load_file(str(folder / ADAPTER_WEIGHTS))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{str(folder)!r}: no adapter can be read there ({error}).") from None
+        raise CheckpointError(
+            f"{quoted(folder)}: no adapter can be read there ({error})."
+        ) from None
     _refuse_unmergeable(config, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about ties and dtypes, both of which are seen to here
@@ -117,14 +119,16 @@ def _attach(folder: Path, model: nn.Module) -> PeftModel:
             )
         except ValueError as error:
             raise CheckpointError(
-                f"the adapter in {str(folder)!r} does not fit the base model: {error}"
+                f"the adapter in {quoted(folder)} does not fit the base model: {error}"
             ) from None
     if any(
         isinstance(module, AuxiliaryTrainingWrapper)
         and not isinstance(module, ModulesToSaveWrapper)
         for module in adapted.modules()
     ):
-        raise CheckpointError(f"the adapter in {str(folder)!r} trains single tokens: no merge yet.")
+        raise CheckpointError(
+            f"the adapter in {quoted(folder)} trains single tokens: no merge yet."
+        )
     _load(adapted, saved, folder)
     return adapted
 
@@ -133,16 +137,16 @@ def _refuse_unmergeable(config: PeftConfig, folder: Path) -> None:
     kind = getattr(config.peft_type, "value", config.peft_type)
     if config.is_prompt_learning:
         raise CheckpointError(
-            f"--merge: the adapter in {str(folder)!r} is {kind}: it puts learned vectors before "
+            f"--merge: the adapter in {quoted(folder)} is {kind}: it puts learned vectors before "
             "the input and changes no weight, so there is nothing to merge into. Export without "
             "--merge and load it with PEFT over the base model."
         )
     if kind not in ("LORA", "IA3") or getattr(config, "target_parameters", None):
-        raise CheckpointError(f"--merge: can't merge {kind} adapters like {str(folder)!r}.")
+        raise CheckpointError(f"--merge: can't merge {kind} adapters like {quoted(folder)}.")
     start = getattr(config, "init_lora_weights", True)
     if isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq")):
         raise CheckpointError(
-            f"--merge: the adapter in {str(folder)!r} belongs to a base changed by its start "
+            f"--merge: the adapter in {quoted(folder)} belongs to a base changed by its start "
             f"(init_lora_weights: {start}). Save it converted to plain LoRA first."
         )
 
@@ -157,7 +161,7 @@ def _load(adapted: PeftModel, saved: Mapping[str, Tensor], folder: Path) -> None
     if missing or surplus or wrong:
         shown = ", ".join([*missing, *surplus, *wrong][:3])
         raise CheckpointError(
-            f"the adapter in {str(folder)!r} does not fit the base model: {len(missing)} of its "
+            f"the adapter in {quoted(folder)} does not fit the base model: {len(missing)} of its "
             f"tensors are missing, {len(surplus)} match no module, {len(wrong)} have another "
             f"shape ({shown}). Was it trained on another base?"
         )

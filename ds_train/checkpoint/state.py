@@ -36,7 +36,7 @@ from ds_train.checkpoint.folder import (
     state_places,
 )
 from ds_train.engine.engine import Engine, State
-from ds_train.errors import CheckpointError
+from ds_train.errors import CheckpointError, quoted
 from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths
 from ds_train.units import format_bytes
@@ -109,7 +109,7 @@ def _state_file(rank: int) -> str:
 def _write_failure(folder: Path, reason: str) -> str:
     free = format_bytes(shutil.disk_usage(_existing(folder)).free)
     return (
-        f"checkpoint {folder.name} could not be written to {str(folder.parent)!r}: {reason} "
+        f"checkpoint {folder.name} could not be written to {quoted(folder.parent)}: {reason} "
         f"({free} free there). The previous checkpoint is whole; make room or choose another "
         "output_dir, then start the same command again to go on from it."
     )
@@ -169,7 +169,7 @@ def load_checkpoint(folder: Path, engine: Engine, facts: CheckpointFacts) -> Non
     if absent or len(places) != len(names):
         surplus = sorted(set(places) - set(names))
         raise CheckpointError(
-            f"{str(folder)!r} does not belong to this recipe: {len(absent)} of {len(names)} "
+            f"{quoted(folder)} does not belong to this recipe: {len(absent)} of {len(names)} "
             f"trained parameters are not in it ({', '.join(absent[:3]) or 'none'}), and it has "
             f"{len(surplus)} others ({', '.join(surplus[:3]) or 'none'})."
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -133,6 +134,9 @@ def _faults_of_the_rest(
     removed = {str(part) for path in found for part in path[-1:] if _remove(rest, path)}
     if not removed:
         return {}
+    # what was meant by an unknown key is not missing
+    for message in found.values():
+        removed |= set(re.findall(r"(?:Did you mean|here it is) (?:\S*\.)?(\w+)", message))
     try:
         RunConfig.model_validate(rest)
     except ValidationError as error:

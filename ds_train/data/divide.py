@@ -94,10 +94,9 @@ def _check_sources(
         members = store.sources == index
         if not members.any():
             faults.append(
-                f"{source.field} ({source.name}): none of its {facts['rows']:,} rows can be "
-                f"learned from: {facts['dropped_too_long']:,} are longer than data.max_length = "
-                f"{audit['max_length']:,}, {facts['dropped_unsupervised']:,} have no supervised "
-                f"token (loss_on: {facts['loss_on']})."
+                f"{source.field} ({source.name}): nothing can be learned from its "
+                f"{facts['rows']:,} {'row' if facts['rows'] == 1 else 'rows'}: "
+                f"{_why_dropped(facts, audit['max_length'])}."
             )
         elif not source.validation and is_held_out[members].all():
             faults.append(
@@ -112,3 +111,19 @@ def _check_sources(
         )
     if faults:
         raise DataError("\n".join(faults))
+
+
+def _why_dropped(facts: Audit, max_length: int) -> str:
+    """Why no row of a source is left, and what would keep them."""
+    reasons = []
+    if too_long := facts["dropped_too_long"]:
+        reasons.append(
+            f"{too_long:,} longer than data.max_length = {max_length:,} (raise it, or set "
+            "data.over_length: truncate or split)"
+        )
+    if unsupervised := facts["dropped_unsupervised"]:
+        reasons.append(
+            f"{unsupervised:,} without a token that loss_on = {facts['loss_on']} learns from (see "
+            "whether the answers are empty)"
+        )
+    return ", ".join(reasons)

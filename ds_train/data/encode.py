@@ -15,13 +15,14 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ds_train.config.model import ModelConfig
 from ds_train.data.types import Rendered, TokenRow
-from ds_train.errors import ModelError
+from ds_train.errors import ModelError, reason
 
 
 def open_tokenizer(config: ModelConfig) -> Any:
@@ -36,11 +37,23 @@ def open_tokenizer(config: ModelConfig) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         field = "tokenizer_name_or_path" if config.tokenizer_name_or_path else "name_or_path"
-        reason = str(error).strip().split("\n")[0]
+        # what transformers says of a folder without its files is about conversion and classes
+        why = "" if Path(name).is_dir() else f" ({reason(error)})"
         raise ModelError(
-            f'model.{field} = "{name}": no tokenizer could be read there ({reason}); put its '
-            "files beside the model, or set model.tokenizer_name_or_path."
+            f'model.{field} = "{name}": no tokenizer could be read there{why}; put its files '
+            "(tokenizer.json, tokenizer_config.json) beside the model, or set "
+            "model.tokenizer_name_or_path."
         ) from error
+
+
+def check_eos(tokenizer: Any) -> None:
+    """ModelError when the tokenizer has no end-of-sequence token."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f'model: the tokenizer of "{tokenizer.name_or_path}" has no end-of-sequence token '
+            '(eos_token), so no answer could ever end; set "eos_token" in its '
+            "tokenizer_config.json."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +74,7 @@ class TextEncoder:
     @classmethod
     def of(cls, tokenizer: Any) -> TextEncoder:
         """Encoder of a tokenizer; ModelError when it has no end-of-sequence token."""
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                f'model: the tokenizer of "{tokenizer.name_or_path}" has no end-of-sequence token '
-                '(eos_token), so no answer could ever end; set "eos_token" in its '
-                "tokenizer_config.json."
-            )
+        check_eos(tokenizer)
         around = tokenizer("").input_ids  # what is put around an empty text
         bos = tokenizer.bos_token_id
         return cls(

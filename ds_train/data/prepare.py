@@ -76,10 +76,15 @@ def check_max_length(config: RunConfig) -> None:
         raise DataError(f"data.max_length = {limit}: nothing can be learned from single tokens.")
     positions = _model_positions(config)
     if positions is not None and limit > positions:
-        raise DataError(
-            f'data.max_length = {limit:,}: the model "{config.model.name_or_path}" reads at most '
-            f"{positions:,} positions; set data.max_length to {positions:,} or less."
-        )
+        raise DataError(describe_max_length(config, positions))
+
+
+def describe_max_length(config: RunConfig, positions: int) -> str:
+    """The fault of rows longer than the model's positions."""
+    return (
+        f'data.max_length = {config.data.max_length:,}: the model "{config.model.name_or_path}" '
+        f"reads at most {positions:,} positions; set data.max_length to {positions:,} or less."
+    )
 
 
 def _model_positions(config: RunConfig) -> int | None:
@@ -140,9 +145,9 @@ def _plan_sources(
             plans.append(SourcePlan(source, form, _loss_on(config, source, form), over_length))
             streams.append(itertools.chain([first], rows))
         except DataError as error:
-            faults.append(str(error))
+            faults += error.faults
     if faults:
-        raise DataError("\n".join(faults))
+        raise DataError(faults)
     return tuple(plans), streams
 
 

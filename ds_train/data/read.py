@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 from ds_train.data.sources import Source, data_suffix
 from ds_train.errors import DataError
 
+_LFS_POINTER = "version https://git-lfs"
 _BATCH_ROWS = 1000
 _BROKEN_COMPRESSION = (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
 
@@ -147,6 +148,11 @@ def _read_json_lines(stream: BinaryIO, where: str) -> Iterator[tuple[str, Any]]:
         try:
             value = json.loads(text.rstrip())
         except ValueError as error:
+            if number == 1 and text.startswith(_LFS_POINTER):
+                raise DataError(
+                    f"{where}: is a Git LFS pointer, not the data; run git lfs pull where it was "
+                    "cloned."
+                ) from None
             raise DataError(
                 f"{where}: {position} is not valid JSON ({_json_fault(error)}): "
                 f"{_shorten(text.strip())}"

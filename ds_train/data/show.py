@@ -113,7 +113,7 @@ def describe_step(
     plan = StepPlan(rows, batch.global_batch_size, config.train.num_train_epochs)
     total = plan.total_steps(config.train)
     if not 1 <= step <= total:
-        raise DataError(f"--step {step}: the run has steps 1 to {total:,}.")
+        raise DataError(f"--step {step}: the run has steps 1 to {total:,}; name one of them.")
     index = step - 1
     return {
         "step": step,

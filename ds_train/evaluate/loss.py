@@ -26,7 +26,7 @@ from ds_train.config.run import RunConfig
 from ds_train.data.batch import IGNORE, Batch, eval_batches
 from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.data.store import TokenStore
-from ds_train.errors import ConfigError, DataError
+from ds_train.errors import ConfigError, DataError, quoted
 from ds_train.evaluate.model import Target, find_target, load_for_inference
 from ds_train.model.tokenizer import pad_token_id
 
@@ -109,7 +109,7 @@ def _config_of(target: Target, recipe: str | Path | None, overrides: Sequence[st
         )
     elif overrides:
         path = Path(target.recipe.output_dir)
-        raise ConfigError(f"overrides belong to a --recipe; the run {str(path)!r} is as it is.")
+        raise ConfigError(f"overrides belong to a --recipe; the run {quoted(path)} is as it is.")
     else:
         config = target.recipe
     return config.model_copy(update={"model": target.model})

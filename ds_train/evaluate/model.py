@@ -23,11 +23,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from ds_train.checkpoint.folder import find_checkpoint, read_facts, read_parameter, state_places
+from ds_train.config.files import looks_like_path
 from ds_train.config.load import load_recipe
 from ds_train.config.model import ModelConfig
 from ds_train.config.run import RunConfig
 from ds_train.data.encode import open_tokenizer
-from ds_train.errors import CheckpointError, ModelError
+from ds_train.errors import CheckpointError, ModelError, quoted, reason
 from ds_train.model.adapter import ADAPTER_CONFIG
 from ds_train.model.check import load_architecture
 from ds_train.model.load import DTYPES, load_model
@@ -77,13 +78,17 @@ def find_target(target: str | Path, checkpoint: str = "latest", base: bool = Fal
         if base:
             return Target(_in_own_dtype(model), f"base of {folder}")
         return Target(_in_own_dtype(model), str(folder), adapter=folder)
+    if folder.is_file():
+        raise ModelError(f"{quoted(target)}: is a file; name a run, adapter or model folder.")
+    if not folder.exists() and looks_like_path(str(target)):
+        raise ModelError(f"{quoted(target)}: no such folder; name a run, adapter or model folder.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(
-            f"{str(folder)!r}: neither a run (recipe.yaml), nor an adapter ({ADAPTER_CONFIG}), nor "
-            "a model (config.json)."
+            f"{quoted(folder)}: neither a run (recipe.yaml), nor an adapter ({ADAPTER_CONFIG}), "
+            "nor a model (config.json)."
         )
     if base:
-        raise ModelError(f"--base: {str(target)!r} is a model, not a run or an adapter over one.")
+        raise ModelError(f"--base: {quoted(target)} is a model, not a run or an adapter over one.")
     return Target(_in_own_dtype(ModelConfig(name_or_path=str(target))), str(target))
 
 
@@ -144,8 +149,9 @@ def _with_adapter(model: nn.Module, folder: Path) -> nn.Module:
                 model, str(folder), autocast_adapter_dtype=False
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{str(folder)!r}: not an adapter of its base ({reason})") from error
+        raise ModelError(
+            f"{quoted(folder)}: not an adapter of its base ({reason(error)})."
+        ) from error
     return adapted
 
 
@@ -156,7 +162,7 @@ def _put_state(model: nn.Module, checkpoint: Path) -> None:
     strangers = sorted(places.keys() - parameters.keys())
     if strangers:
         raise CheckpointError(
-            f"{str(checkpoint)!r}: {len(strangers)} of its parameters are not in the model "
+            f"{quoted(checkpoint)}: {len(strangers)} of its parameters are not in the model "
             f"({', '.join(strangers[:3])}). Is model.name_or_path still the model of the run?"
         )
     with torch.no_grad():

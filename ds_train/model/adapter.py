@@ -27,7 +27,7 @@ from peft import (
 from torch import Tensor, nn
 
 from ds_train.config.adapter import AdapterConfig
-from ds_train.errors import ConfigError, ModelError
+from ds_train.errors import ConfigError, ModelError, quoted, reason
 from ds_train.model.write import save_tensors
 
 VIRTUAL_TOKEN_METHODS = ("prompt_tuning", "prefix_tuning")
@@ -59,9 +59,11 @@ def choose_trainable(model: Any, config: AdapterConfig, *, base: str, seed: int)
     try:
         adapted = get_peft_model(model, _peft_config(config, base), autocast_adapter_dtype=False)
     except ValueError as error:
+        if "not found in the base model" not in str(error):
+            raise ConfigError(f"adapter: PEFT can't build it ({reason(error)}).") from error
         raise ConfigError(
-            f"adapter.target_modules = {config.target_modules!r}: {str(error).splitlines()[0]} "
-            f"Linear layers of this model: {', '.join(_linear_names(model))}."
+            f"adapter.target_modules = {config.target_modules!r}: no module has such a name; the "
+            f"model's linear layers are {', '.join(_linear_names(model))}."
         ) from error
     _spell_out_feedforward(adapted)
     return adapted
@@ -94,8 +96,8 @@ def _train_matching(model: nn.Module, patterns: list[str]) -> None:
     if not matched:
         names = [name for name, _ in model.named_parameters()]
         raise ConfigError(
-            f"adapter.trainable = {patterns!r}: no parameter name matches; the model has names "
-            f"like {names[0]!r} and {names[-1]!r}."
+            f"adapter.trainable = {patterns!r}: no parameter name matches; the model's are like "
+            f"{names[0]} and {names[-1]}."
         )
 
 
@@ -106,8 +108,8 @@ def _continue_adapter(model: nn.Module, path: str) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
-            f"adapter.path = {path!r}: not an adapter of this model "
-            f"({str(error).strip().splitlines()[0]})"
+            f"adapter.path = {quoted(path)}: not an adapter of this model "
+            f"({reason(error)}); name one that was trained on it."
         ) from error
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from transformers.utils import cached_file
 
 from ds_train.config.model import ModelConfig
-from ds_train.errors import ModelError
+from ds_train.errors import ModelError, quoted, reason
 
+LFS_POINTER = b"version https://git-lfs"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -34,8 +35,8 @@ def find_file(name_or_path: str, file: str, revision: str | None = None) -> Path
         )
     except OSError as error:
         raise ModelError(
-            f"model.name_or_path = {name_or_path!r}: no such folder here, and the hub did not "
-            f"give it ({str(error).splitlines()[0]}). Name an existing folder or hub model."
+            f"model.name_or_path = {quoted(name_or_path)}: no such folder here, and the hub did "
+            f"not give it ({reason(error)}); name an existing folder or hub model."
         ) from None
     return Path(found) if found else None
 
@@ -52,16 +53,23 @@ def weight_files(name_or_path: str, revision: str | None = None) -> list[Path]:
     index = find_file(name_or_path, INDEX, revision)
     if index is None:
         raise ModelError(
-            f"model.name_or_path = {name_or_path!r}: found neither {SINGLE} nor {INDEX}. "
-            "Convert the weights to safetensors, or set model.init: random to train from scratch."
+            f"model.name_or_path = {quoted(name_or_path)}: found neither {SINGLE} nor {INDEX}; "
+            "convert the weights to safetensors, or set model.init: random to train from scratch."
         )
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ModelError(
+            f"model.name_or_path = {quoted(name_or_path)}: {INDEX} is no index of weight files; "
+            "copy it again."
+        ) from None
     paths = [(name, find_file(name_or_path, name, revision)) for name in names]
     missing = [name for name, path in paths if path is None]
     if missing:
         raise ModelError(
-            f"model.name_or_path = {name_or_path!r}: {INDEX} names {len(names)} files, but "
-            f"{', '.join(missing)} is missing. Copy the model folder again."
+            f"model.name_or_path = {quoted(name_or_path)}: {INDEX} names {len(names)} files, but "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; copy the model "
+            "folder again."
         )
     return [path for _, path in paths if path is not None]
 
@@ -75,21 +83,29 @@ def read_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
+            start = file.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
+                raise ModelError(
+                    f"{path}: is a Git LFS pointer, not the weights; run git lfs pull in "
+                    f"{quoted(path.parent)}."
+                )
+            if size < 8:
+                raise ValueError(f"it has {size} bytes")
+            (length,) = struct.unpack("<Q", start[:8])
             if length > size - 8:
                 raise ValueError("its header is longer than the file")
+            file.seek(8)
             header: dict[str, Any] = json.loads(file.read(length))
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise ModelError(
-            f"{path.name} in {str(path.parent)!r} is not a safetensors file ({error}). "
-            "Copy the file again."
+            f"{path}: is not a safetensors file ({reason(error)}); copy it again."
         ) from None
     header.pop("__metadata__", None)
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if 8 + length + end != size:
         raise ModelError(
-            f"{path.name} in {str(path.parent)!r} is cut off: its header tells of "
-            f"{8 + length + end:,} bytes, the file has {size:,}. Copy the file again."
+            f"{path}: is cut off: its header tells of {8 + length + end:,} bytes, the file has "
+            f"{size:,}; copy it again."
         )
     return header
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers.utils import logging
 
 from ds_train.config.model import ModelConfig
-from ds_train.errors import ModelError
+from ds_train.errors import ModelError, quoted, reason
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -29,6 +30,8 @@ def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int
     kwargs: dict[str, Any] = {"attn_implementation": config.attn_implementation}
     if config.quantization != "none":
         kwargs["quantization_config"] = _quantization(config)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of missing weights; we refuse them below
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.name_or_path,
@@ -42,8 +45,11 @@ def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(
-            f"model.name_or_path = {config.name_or_path!r}: {str(error).strip().splitlines()[0]}"
+            f"model.name_or_path = {quoted(config.name_or_path)}: the model can't be built "
+            f"({reason(error)})."
         ) from error
+    finally:
+        logging.set_verbosity(level)
     model, info = loaded
     _refuse_incomplete(config.name_or_path, info)
     return model
@@ -64,8 +70,8 @@ def _random_model(config: ModelConfig, architecture: PretrainedConfig, seed: int
 def _quantization(config: ModelConfig) -> BitsAndBytesConfig:
     if not torch.cuda.is_available():
         raise ModelError(
-            f"model.quantization = {config.quantization!r} needs a CUDA device (bitsandbytes), "
-            "and there is none here. Set model.quantization: none."
+            f"model.quantization = {config.quantization}: needs a CUDA device, and this machine "
+            "shows none; set model.quantization: none."
         )
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -83,12 +89,20 @@ def _refuse_incomplete(name: str, info: dict[str, Any]) -> None:
     missing = sorted(info.get("missing_keys", ()))
     mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
     if missing or mismatched:
-        shown = ", ".join((missing + mismatched)[:5])
-        raise ModelError(
-            f"model.name_or_path = {name!r}: {len(missing)} parameters are not in its files and "
-            f"{len(mismatched)} have another shape ({shown}); they would be trained from random "
-            "values. Use a complete checkpoint, or set model.init: random."
+        parts = [("not in its files", missing), ("there in another shape", mismatched)]
+        found = " and ".join(
+            f"{len(names)} of the model's parameters are {what} ({_shown(names)})"
+            for what, names in parts
+            if names
         )
+        raise ModelError(
+            f"model.name_or_path = {quoted(name)}: {found}; they would start from random values. "
+            "Name a complete checkpoint, or set model.init: random to train from scratch."
+        )
+
+
+def _shown(names: list[str], most: int = 3) -> str:
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

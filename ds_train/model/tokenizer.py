@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ds_train.errors import ModelError
+from ds_train.errors import ModelError, quoted
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, say: Callable[[str], Any] = print) -> int:
@@ -30,6 +30,6 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, model:
     highest = max(tokenizer.get_vocab().values())
     if highest >= vocab_size:
         raise ModelError(
-            f"the tokenizer of {model!r} has ids up to {highest:,}, but the model's embedding has "
-            f"{vocab_size:,} rows. Use the tokenizer that belongs to the model."
+            f"model.name_or_path = {quoted(model)}: its tokenizer has ids up to {highest:,}, but "
+            f"its embedding has {vocab_size:,} rows; use the tokenizer that belongs to the model."
         )

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ds_train.config.faults import show
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
-from ds_train.errors import CheckpointError, ConfigError
+from ds_train.errors import CheckpointError, ConfigError, quoted
 from ds_train.paths import RunPaths
 
 _FREE = {
@@ -52,10 +53,10 @@ def check_same_run(config: RunConfig, global_batch_size: int) -> None:
     if old_global_batch_size != global_batch_size:
         differences.append(("rows per optimizer step", old_global_batch_size, global_batch_size))
     if differences:
-        lines = "\n".join(f"  {key}: {was!r} -> {now!r}" for key, was, now in differences)
+        lines = "\n".join(f"  {key}: {show(was)} -> {show(now)}" for key, was, now in differences)
         raise CheckpointError(
-            f"output_dir = {config.output_dir!r} holds a run of another recipe:\n{lines}\n"
-            "Go on with the old values, or choose another output_dir."
+            f"output_dir = {quoted(config.output_dir)} holds a run of another recipe:\n{lines}\n"
+            "  Go on with the old values, or choose another output_dir."
         )
 
 
@@ -75,9 +76,9 @@ def check_same_inputs(config: RunConfig, base_fingerprint: str, data_fingerprint
     ):
         if was != now:
             raise CheckpointError(
-                f"output_dir = {config.output_dir!r}: the {what} changed since this run began "
-                f"(fingerprint {was[:12]}, now {now[:12]}). Restore them, or choose another "
-                "output_dir."
+                f"output_dir = {quoted(config.output_dir)}: the {what} changed since this run "
+                f"began (fingerprint {was[:12]}, now {now[:12]}); restore the old files, or choose "
+                "another output_dir."
             )
 
 
@@ -91,8 +92,8 @@ def _stored(paths: RunPaths) -> tuple[RunConfig, dict[str, Any]]:
         return load_recipe(paths.recipe), facts
     except (OSError, ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(
-            f"output_dir = {str(paths.root)!r} has checkpoints, but {paths.recipe.name} or "
-            f"{paths.run_facts.name} beside them can't be read ({error}). Restore them, or choose "
+            f"output_dir = {quoted(paths.root)} has checkpoints, but {paths.recipe.name} or "
+            f"{paths.run_facts.name} beside them can't be read ({error}); restore them, or choose "
             "another output_dir."
         ) from None
 

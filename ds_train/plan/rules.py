@@ -160,11 +160,14 @@ def _quantization(config: RunConfig) -> Iterator[str]:
         return
     if adapter.method in ("full", "partial"):
         yield (
-            f"model.quantization = {kind} with adapter.method = {adapter.method}: quantized "
+            f"model.quantization = {kind} with adapter.method = {adapter.method}: quantised "
             f"weights can't train; set adapter.method: lora, or quantization: none."
         )
     if config.model.init == "random":
-        yield f"model.quantization = {kind} with model.init = random: there is nothing to quantize."
+        yield (
+            f"model.quantization = {kind} with model.init = random: there is nothing to quantise; "
+            f"set quantization: none."
+        )
     if adapter.init == "pissa":
         yield (
             f"adapter.init = pissa with model.quantization = {kind}: its principal components are "
@@ -173,7 +176,7 @@ def _quantization(config: RunConfig) -> Iterator[str]:
     if zero_settings(config).get("stage") == 3:
         yield (
             f"model.quantization = {kind} with ZeRO stage 3: packed weights can't be sharded; the "
-            f"quantized base is small, set engine.preset: zero2."
+            f"quantised base is small, set engine.preset: zero2."
         )
 
 

@@ -14,7 +14,7 @@ from ds_train.data.batch import IGNORE, Batch
 from ds_train.data.order import StepPlan
 from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import Engine
-from ds_train.errors import ConfigError, TrainingDiverged
+from ds_train.errors import ConfigError, TrainingDiverged, quoted
 from ds_train.paths import RunPaths
 from ds_train.train.step import StepResult
 
@@ -63,7 +63,7 @@ class DivergenceGuard:
             file.write_text(json.dumps(self._describe(step, result), indent=1) + "\n")
         raise TrainingDiverged(
             f"step {step:,}: loss = {result.loss}, gradient norm = {result.grad_norm}: not finite, "
-            f"so the run stops. Its samples are listed in {str(file)!r}; the last checkpoint is "
+            f"so the run stops. Its samples are listed in {quoted(file)}; the last checkpoint is "
             "untouched. Look at those samples, or lower train.learning_rate."
         )
 
@@ -100,8 +100,8 @@ def check_packing_isolation(engine: Engine, *, attention: str, vocab_size: int) 
     engine.train_mode(True)
     if losses[0] != losses[1]:
         raise ConfigError(
-            f"data.packing = true: with attention {attention!r} this architecture lets a document "
-            f"see the one packed before it (its loss moves from {losses[0]:.6f} to "
+            f"data.packing = true: with attention {quoted(attention)} this architecture lets a "
+            f"document see the one packed before it (its loss moves from {losses[0]:.6f} to "
             f"{losses[1]:.6f}). Set data.packing: false, or another model.attn_implementation."
         )
 

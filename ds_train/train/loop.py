@@ -22,12 +22,13 @@ from ds_train.data.loader import prefetch
 from ds_train.data.prepare import prepare_data
 from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
+from ds_train.errors import quoted
 from ds_train.launch.guard import die_with_parent
 from ds_train.report.progress import Progress
 from ds_train.report.record import EvaluationRecord, Record, Recorder, StepRecord
 from ds_train.report.trackers import Tracker, open_trackers
 from ds_train.train.guard import DivergenceGuard, StopRequest
-from ds_train.train.schedule import Position, learning_rate
+from ds_train.train.schedule import Position, learning_rate, num_warmup_steps
 from ds_train.train.setup import Run, set_up
 from ds_train.train.step import evaluate_batches, train_step
 from ds_train.units import Duration
@@ -91,6 +92,7 @@ class Loop:
         self.run_, self.request, self._say = run, request, say
         self.facts: CheckpointFacts = run.start
         self.saved_step = run.start.step
+        self.warmup = num_warmup_steps(run.config.train, run.plan, run.total_steps)
         self.reporter = Reporter(run) if run.ranks.is_main else None
 
     def run(self) -> None:
@@ -124,7 +126,9 @@ class Loop:
         run, began = self.run_, time.perf_counter()
         torch.manual_seed(_dropout_seed(run.config.train.seed, step, run.ranks.rank))
         before = self._position(step)
-        rate = learning_rate(run.config.train, before)
+        rate = learning_rate(
+            run.config.train, step, total_steps=run.total_steps, warmup=self.warmup
+        )
         num_supervised = run.plan.num_supervised(step)
         result = train_step(
             run.engine,
@@ -170,7 +174,7 @@ class Loop:
             self._evaluate()
             self._save()
         self._say(
-            f"done: {self.facts.step:,} steps; everything lies in {str(self.run_.paths.root)!r}"
+            f"done: {self.facts.step:,} steps; everything lies in {quoted(self.run_.paths.root)}"
         )
 
     def _evaluate(self) -> None:
@@ -199,6 +203,7 @@ class Loop:
                     point_to(
                         run.paths.checkpoints / "best", run.paths.checkpoint(self.facts.step).name
                     )
+                    prune(run.paths, run.config.checkpoint.keep)  # the best so far is best no more
 
     def _save(self) -> None:
         run = self.run_

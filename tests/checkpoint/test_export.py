@@ -318,7 +318,7 @@ def test_pytorch_bin_files_are_refused_with_the_way_out(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     paths, _ = adapter_run(tmp_path / "run", base, lora())
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(Exception, match="Convert the weights to safetensors"):
+    with pytest.raises(Exception, match="convert the weights to safetensors"):
         export_command(paths.root, merge=True, say=_quiet)
 
 

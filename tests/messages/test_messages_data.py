@@ -141,8 +141,8 @@ def test_empty_file(stories260k: Path, tmp_path: Path) -> None:
 def test_nothing_supervised(stories260k: Path, tmp_path: Path) -> None:
     source = _file(tmp_path, "train.jsonl", '{"prompt": "a", "completion": " "}\n')
     assert _message(stories260k, tmp_path, source) == (
-        "data.train[0] (train.jsonl): none of its 1 rows can be learned from: 0 are longer than "
-        "data.max_length = 512, 1 have no supervised token (loss_on: completion)."
+        "data.train[0] (train.jsonl): nothing can be learned from its 1 row: 1 without a token "
+        "that loss_on = completion learns from (see whether the answers are empty)."
     )
 
 

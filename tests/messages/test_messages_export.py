@@ -39,14 +39,14 @@ def _lora() -> LoraConfig:
 
 def test_not_a_run(here: Path) -> None:
     assert _message(export_command, "base") == (
-        "'base' is not a run folder: it has no recipe.yaml. Give the output_dir of a run."
+        '"base" is not a run folder: it has no recipe.yaml. Give the output_dir of a run.'
     )
 
 
 def test_no_checkpoint_yet(here: Path) -> None:
     make_run(Path("run"), Path("base"))
     assert _message(export_command, "run") == (
-        "'run' has no complete checkpoint yet. Start `ds-train train` with its recipe; "
+        '"run" has no complete checkpoint yet. Start `ds-train train` with its recipe; '
         "checkpoint.every says how often one is made."
     )
 
@@ -55,10 +55,10 @@ def test_no_such_checkpoint(here: Path) -> None:
     paths = make_run(Path("run"), Path("base"), "full")
     add_checkpoint(paths, 50, {"model.norm.weight": torch.ones(64)})
     assert _message(evaluate_command, "run", checkpoint="step-60") == (
-        "--checkpoint step-60: 'run' has no such complete checkpoint; it has latest, step-00000050."
+        '--checkpoint step-60: "run" has no such complete checkpoint; it has latest, step-00000050.'
     )
     assert _message(generate_command, "run", "x", checkpoint="best") == (
-        "'run' has no best checkpoint: no validation loss was measured when one was saved. Use "
+        '"run" has no best checkpoint: no validation loss was measured when one was saved. Use '
         "--checkpoint latest, or set evaluate.every and data.validation."
     )
 
@@ -69,7 +69,7 @@ def test_a_damaged_state_file(here: Path) -> None:
     file = folder / "state" / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     message = _message(export_command, "run")
-    assert message.startswith(f"{str(file)!r} is missing or damaged (")
+    assert message.startswith(f'"{file}" is missing or damaged (')
     assert message.endswith(
         "). Remove the checkpoint folder step-00000050 to go on from the one before it."
     )
@@ -103,7 +103,7 @@ def test_merge_of_virtual_tokens(here: Path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     paths, _ = adapter_run(Path("run"), Path("base"), config)
     assert _message(export_command, "run", merge=True) == (
-        f"--merge: the adapter in {str(paths.checkpoint(50))!r} is PROMPT_TUNING: it puts learned "
+        f'--merge: the adapter in "{paths.checkpoint(50)}" is PROMPT_TUNING: it puts learned '
         "vectors before the input and changes no weight, so there is nothing to merge into. "
         "Export without --merge and load it with PEFT over the base model."
     )
@@ -115,7 +115,7 @@ def test_adapter_of_another_base(here: Path) -> None:
     folder = str(paths.checkpoint(50))
     random_adapter(Path("deeper"), _lora()).save_pretrained(folder)
     assert _message(export_command, "run", merge=True) == (
-        f"the adapter in {folder!r} does not fit the base model: 0 of its tensors are missing, 4 "
+        f'the adapter in "{folder}" does not fit the base model: 0 of its tensors are missing, 4 '
         "match no module, 0 have another shape (base_model.model.model.layers.2.self_attn.q_proj."
         "lora_A.weight, base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight, "
         "base_model.model.model.layers.2.self_attn.v_proj.lora_A.weight). Was it trained on "
@@ -144,11 +144,11 @@ def test_a_model_without_data(here: Path) -> None:
 def test_nothing_to_load(here: Path) -> None:
     Path("empty").mkdir()
     assert _message(generate_command, "empty", "x") == (
-        "'empty': neither a run (recipe.yaml), nor an adapter (adapter_config.json), nor a model "
+        '"empty": neither a run (recipe.yaml), nor an adapter (adapter_config.json), nor a model '
         "(config.json)."
     )
     assert _message(evaluate_command, "base", base=True) == (
-        "--base: 'base' is a model, not a run or an adapter over one."
+        '--base: "base" is a model, not a run or an adapter over one.'
     )
 
 

@@ -43,13 +43,13 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 def test_a_shard_cut_off_is_named(folder: Path) -> None:
     shard = weight_files(str(folder))[0]
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=f"{shard.name} .* is cut off"):
+    with pytest.raises(ModelError, match=f"{shard.name}: is cut off"):
         read_header(shard)
 
 
 def test_a_file_that_is_no_safetensors_file(folder: Path) -> None:
     shard = weight_files(str(folder))[0]
-    shard.write_bytes(b"version https://git-lfs")
+    shard.write_bytes(b"PK\x03\x04" * 10)
     with pytest.raises(ModelError, match="is not a safetensors file"):
         read_header(shard)
 
@@ -86,5 +86,5 @@ def test_a_checkpoint_without_some_tensors_is_refused(tmp_path: Path) -> None:
     config = ModelConfig(name_or_path=str(folder), dtype="fp32")
     architecture = load_architecture(config)
     architecture.num_hidden_layers = 2
-    with pytest.raises(ModelError, match="9 parameters are not in its files"):
+    with pytest.raises(ModelError, match="9 of the model's parameters are not in its files"):
         load_model(config, architecture, seed=0)

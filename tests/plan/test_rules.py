@@ -73,7 +73,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"model": {"quantization": "nf4"}, "adapter": {"method": "full"}},
-        "quantized weights can't train",
+        "quantised weights can't train",
     ),
     (
         {"model": {"quantization": "nf4"}, "engine": {"preset": "zero3"}},

@@ -1,0 +1,51 @@
+"""The launch of a recipe: checked, and the deepspeed command that would be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_train.errors import ConfigError
+from ds_train.launch.command import is_plain, launcher_command
+from ds_train.plan.validate import Plan, validate
+
+LAUNCH_RECIPE = "recipe.launch.yaml"
+"""Recipe with its overrides applied, in the run folder, where arguments can't carry them."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `ds-train train` starts."""
+
+    plan: Plan
+    command: list[str]
+    written_recipe: Path | None
+    """The recipe that must be written before, LAUNCH_RECIPE; None when there is no need."""
+
+
+def plan_launch(
+    recipe_path: str | Path, overrides: Sequence[str] = (), launcher_args: Sequence[str] = ()
+) -> Launch:
+    """Check a recipe as `validate` does, and make the command. Writes nothing, needs no torch.
+
+    Raises ConfigError with every fault.
+    """
+    plan = validate(recipe_path, overrides, launcher_args)
+    _check_device(plan)
+    written = None
+    if not plan.world.is_local and not is_plain([str(recipe_path), *overrides]):
+        written = Path(plan.config.output_dir) / LAUNCH_RECIPE
+        recipe_path, overrides = written, ()
+    command = launcher_command(plan.config, recipe_path, overrides, launcher_args, world=plan.world)
+    return Launch(plan, command, written)
+
+
+def _check_device(plan: Plan) -> None:
+    """bitsandbytes needs CUDA where the ranks are; other hosts can't be looked at from here."""
+    kind = plan.config.model.quantization
+    if kind != "none" and plan.world.is_local and plan.world.on_cpu:
+        raise ConfigError(
+            f"model.quantization = {kind}: needs a CUDA device, and this machine shows none; set "
+            f"model.quantization: none."
+        )
