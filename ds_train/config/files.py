@@ -7,6 +7,7 @@ local path (`org/dataset`) is left to the hub.
 from __future__ import annotations
 
 import glob
+import json
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -40,7 +41,7 @@ def has_glob(text: str) -> bool:
 
 def check_files(config: RunConfig) -> list[str]:
     """Every file or folder that the recipe names and that is missing or of the wrong kind."""
-    faults = _check_model(config) + _check_output(config.output_dir)
+    faults = _check_model(config) + _check_output(config.output_dir) + _check_positions(config)
     sources = [(f"data.train[{i}]", source) for i, source in enumerate(config.data.train)]
     for i, source in enumerate(config.data.validation.sources):
         sources.append((f"data.validation.sources[{i}]", source))
@@ -98,6 +99,30 @@ def _check_model(config: RunConfig) -> list[str]:
     if adapter.path is not None:
         faults += _check_folder("adapter.path", adapter.path, "adapter_config.json")
     return faults
+
+
+def model_positions(config: RunConfig) -> int | None:
+    """Most tokens that a local model reads, as its config.json says; None where nothing says it."""
+    path = _expand(config.model.name_or_path) / "config.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a hub name, or a fault that loading the model reports
+        return None
+    if not isinstance(facts, dict):
+        return None
+    facts = {**facts, **(facts.get("text_config") or {}), **config.model.config_overrides}
+    found = facts.get("max_position_embeddings", facts.get("n_positions"))
+    return found if isinstance(found, int) else None
+
+
+def _check_positions(config: RunConfig) -> list[str]:
+    limit, positions = config.data.max_length, model_positions(config)
+    if positions is None or limit <= positions:
+        return []
+    return [
+        f'data.max_length = {limit:,}: the model "{config.model.name_or_path}" reads at most '
+        f"{positions:,} positions; set data.max_length to {positions:,} or less."
+    ]
 
 
 def _check_folder(name: str, value: str, needed: str) -> list[str]:

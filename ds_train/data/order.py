@@ -27,6 +27,7 @@ from ds_train.data.mix import Ints, epoch_samples
 from ds_train.data.pack import pack_rows, single_rows
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
+from ds_train.units import Duration
 
 
 @dataclass(frozen=True)
@@ -196,11 +197,20 @@ class StepPlan:
         if train_config.max_steps is not None:
             return train_config.max_steps
         if train_config.max_tokens is not None:
-            rows = self.row_plan.rows_reaching(train_config.max_tokens)
-            return ceil(rows / self.global_batch_size)
+            return self.steps_reaching(Duration(train_config.max_tokens, "tokens"))
         if train_config.num_train_epochs != self.num_train_epochs or self._row_limit is None:
             raise ValueError("the plan was made for another num_train_epochs")
         return ceil(self._row_limit / self.global_batch_size)
+
+    def steps_reaching(self, length: Duration) -> int:
+        """Smallest number of steps that make up so many steps, tokens or epochs."""
+        if length.unit == "steps":
+            return ceil(length.amount)
+        if length.unit == "tokens":
+            rows = self.row_plan.rows_reaching(ceil(length.amount))
+        else:
+            rows = _rows_of(self.row_plan, length.amount)
+        return ceil(rows / self.global_batch_size)
 
     def _border(self, step: int) -> int:
         """First row of the stream that does not belong to the steps before `step`."""

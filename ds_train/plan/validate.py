@@ -64,7 +64,7 @@ def summary(plan: Plan) -> list[str]:
     """Lines for people: what trains on what, for how long, where it goes."""
     config, zero = plan.config, plan.ds_config["zero_optimization"]
     rows = [
-        ("model", f"{config.model.name_or_path}, {config.model.dtype}"),
+        ("model", _describe_model(config)),
         ("trains", describe_adapter(config)),
         ("data", _describe_data(config)),
         ("batch", str(plan.batch)),
@@ -75,6 +75,18 @@ def summary(plan: Plan) -> list[str]:
     if plan.world.note is not None:
         rows.insert(4, ("", plan.world.note))
     return [f"{name:<8}{text}" for name, text in rows]
+
+
+def _describe_model(config: RunConfig) -> str:
+    model = config.model
+    parts = [model.name_or_path, model.dtype]
+    if model.quantization != "none":
+        parts.append(f"base in {model.quantization}")
+    if model.init == "random":
+        parts.append("random weights")
+    if model.gradient_checkpointing:
+        parts.append("gradient checkpointing")
+    return ", ".join(parts)
 
 
 def describe_adapter(config: RunConfig) -> str:
@@ -90,10 +102,22 @@ def describe_adapter(config: RunConfig) -> str:
         kind = "DoRA" if adapter.use_dora else "LoRA"
         targets = adapter.target_modules or "all-linear"
         names = targets if isinstance(targets, str) else ", ".join(targets)
-        return f"{kind}, rank {adapter.r}, alpha {adapter.alpha:g}, on {names}"
+        extras = [
+            ("rank-stabilised", adapter.use_rslora),
+            (f"{adapter.init} start", adapter.init != "default"),
+            (f"LoRA+ {adapter.lora_plus_lr_ratio or 1:g}", adapter.lora_plus_lr_ratio is not None),
+        ]
+        parts = [f"rank {adapter.r}", f"alpha {adapter.alpha:g}"]
+        parts += [text for text, holds in extras if holds]
+        return f"{kind}, {', '.join(parts)}, on {names}{_whole(config)}"
     if adapter.method == "ia3":
-        return "IA3"
+        return f"IA3{_whole(config)}"
     return f"{adapter.method.replace('_', ' ')}, {adapter.num_virtual_tokens} virtual tokens"
+
+
+def _whole(config: RunConfig) -> str:
+    names = config.adapter.modules_to_save
+    return f"; whole: {', '.join(names)}" if names else ""
 
 
 def _describe_data(config: RunConfig) -> str:

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 
 from ds_train.config.train import TrainConfig
+from ds_train.data.order import StepPlan
 from ds_train.units import Duration
 
 
@@ -32,42 +33,31 @@ class Position:
     """Passes over the data so far."""
 
 
-def learning_rate(config: TrainConfig, position: Position) -> float:
-    """Learning rate of the step at `position`."""
-    warmup = warmup_share(config, position)
-    if warmup < 1.0:
-        return config.learning_rate * warmup
-    return config.learning_rate * _decay(config, position)
-
-
-def warmup_share(config: TrainConfig, position: Position) -> float:
-    """Share of the warm-up that is done with this step, 1.0 after it."""
-    warmup = config.warmup_steps
-    if isinstance(warmup, Duration) and warmup.unit == "tokens":
-        return min((position.tokens + 1) / warmup.amount, 1.0)
-    if isinstance(warmup, Duration):
-        return min((position.epoch + 1e-9) / warmup.amount, 1.0)
-    num_steps = _warmup_steps(config, position.total_steps)
-    return (position.step + 1) / num_steps if position.step < num_steps else 1.0
-
-
-def _warmup_steps(config: TrainConfig, total_steps: int) -> int:
+def num_warmup_steps(config: TrainConfig, plan: StepPlan, total_steps: int) -> int:
+    """Steps of the warm-up; a length in tokens or epochs is rounded up to whole steps."""
     warmup = config.warmup_steps
     if isinstance(warmup, Duration):
-        return 0
+        return plan.steps_reaching(warmup)
     return math.ceil(warmup * total_steps) if isinstance(warmup, float) else warmup
 
 
-def _decay(config: TrainConfig, position: Position) -> float:
+def learning_rate(config: TrainConfig, step: int, *, total_steps: int, warmup: int) -> float:
+    """Learning rate of `step` (the first is 0); `warmup`: steps of the warm-up."""
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * _decay(config, step, total_steps, warmup)
+
+
+def _decay(config: TrainConfig, step: int, total_steps: int, warmup: int) -> float:
     low = config.min_lr_ratio
     kind = config.lr_scheduler_type
     if kind == "constant":
         return 1.0
-    start = _warmup_steps(config, position.total_steps)
+    start = warmup
     if kind == "wsd":
-        start = max(start, round(position.total_steps * (1 - config.decay_fraction)))
-    rest = position.total_steps - start
-    progress = min(max((position.step - start) / rest, 0.0), 1.0) if rest > 0 else 1.0
+        start = max(start, round(total_steps * (1 - config.decay_fraction)))
+    rest = total_steps - start
+    progress = min(max((step - start) / rest, 0.0), 1.0) if rest > 0 else 1.0
     if kind == "cosine":
         return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
     return 1 - (1 - low) * progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -114,3 +115,29 @@ def test_other_files(tmp_path: Path) -> None:
 def test_jinja_text_is_no_file(tmp_path: Path) -> None:
     data = {"train": [{"path": "org/x"}], "chat_template": "{% for m in messages %}{% endfor %}"}
     assert check_files(config_in(tmp_path, data=data)) == []
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"max_position_embeddings": 512},
+        {"n_positions": 512},
+        {"text_config": {"max_position_embeddings": 512}, "max_position_embeddings": 9},
+    ],
+)
+def test_rows_longer_than_the_model_reads(tmp_path: Path, facts: dict[str, object]) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(facts))
+    (model / "model.safetensors").write_text("x")
+    data: dict[str, object] = {"train": [{"path": "org/dataset"}]}
+
+    def faults(max_length: int) -> list[str]:
+        data["max_length"] = max_length
+        return check_files(config_in(tmp_path, model={"name_or_path": str(model)}, data=data))
+
+    assert faults(512) == []
+    assert faults(513) == [
+        f'data.max_length = 513: the model "{model}" reads at most 512 positions; '
+        "set data.max_length to 512 or less."
+    ]

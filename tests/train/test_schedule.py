@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from small_store import store_of_lengths
 
+from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
-from ds_train.train.schedule import Position, learning_rate
+from ds_train.data.order import RowPlan, StepPlan
+from ds_train.train.schedule import learning_rate, num_warmup_steps
+from ds_train.units import Duration
 
 
-def rates(total: int, *, tokens_per_step: int = 100, **settings: Any) -> list[float]:
+def rates(total: int, *, warmup: int | None = None, **settings: Any) -> list[float]:
     config = TrainConfig(max_steps=total, **{"learning_rate": 1.0, **settings})
-    return [
-        learning_rate(config, Position(step, total, step * tokens_per_step, step / 4))
-        for step in range(total)
-    ]
+    if warmup is None:
+        assert not isinstance(config.warmup_steps, Duration)
+        warmup = math.ceil(config.warmup_steps * (total if config.warmup_steps < 1 else 1))
+    return [learning_rate(config, step, total_steps=total, warmup=warmup) for step in range(total)]
 
 
 @pytest.mark.parametrize(
@@ -41,14 +46,21 @@ def test_table(settings: dict[str, Any], expected: list[float]) -> None:
     assert rates(4, **settings) == pytest.approx(expected, abs=1e-6)
 
 
-def test_warmup_in_tokens() -> None:
-    got = rates(4, lr_scheduler_type="constant", warmup_steps="200 tokens")
-    assert got == pytest.approx([1 / 200, 101 / 200, 1.0, 1.0])
+@pytest.mark.parametrize(
+    ("warmup", "expected"),
+    [(0, 0), (3, 3), (0.3, 2), ("5 steps", 5), ("40 tokens", 2), ("41 tokens", 3), ("1 epoch", 3)],
+)
+def test_warmup_becomes_whole_steps(warmup: object, expected: int) -> None:
+    """Six samples of 10 tokens, one a row, two rows a step: 20 tokens a step, 3 steps an epoch."""
+    data = DataConfig.model_validate({"train": [{"path": "x.jsonl"}], "packing": False})
+    plan = StepPlan(RowPlan(store_of_lengths([10] * 6), data, 0, [1.0]), 2)
+    config = TrainConfig.model_validate({"max_steps": 6, "warmup_steps": warmup})
+    assert num_warmup_steps(config, plan, 6) == expected
 
 
-def test_warmup_in_epochs() -> None:
-    got = rates(4, lr_scheduler_type="constant", warmup_steps="0.5 epochs")
-    assert got == pytest.approx([0, 0.5, 1.0, 1.0], abs=1e-6)
+def test_decay_begins_where_a_warmup_in_tokens_ends() -> None:
+    """It is the same whatever unit the warm-up was given in: no fall from the peak to the curve."""
+    assert rates(4, warmup=2, lr_scheduler_type="linear") == pytest.approx([0.5, 1, 1, 0.5])
 
 
 def test_a_run_shorter_than_its_warmup_never_exceeds_the_peak() -> None:
@@ -57,4 +69,4 @@ def test_a_run_shorter_than_its_warmup_never_exceeds_the_peak() -> None:
 
 def test_after_the_end_the_rate_is_the_lowest() -> None:
     config = TrainConfig(max_steps=4, learning_rate=1.0, min_lr_ratio=0.1)
-    assert learning_rate(config, Position(9, 4, 900, 2.0)) == pytest.approx(0.1)
+    assert learning_rate(config, 9, total_steps=4, warmup=0) == pytest.approx(0.1)
