@@ -18,10 +18,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
@@ -36,6 +35,7 @@ from ds_train.checkpoint.folder import (
     state_places,
 )
 from ds_train.engine.engine import Engine, State
+from ds_train.engine.ranks import Ranks
 from ds_train.errors import CheckpointError, quoted
 from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths
@@ -48,7 +48,7 @@ def save_checkpoint(
     paths: RunPaths,
     engine: Engine,
     facts: CheckpointFacts,
-    write_extra: Any = None,
+    write_extra: Callable[[Path, State], None] | None = None,
 ) -> Path:
     """Write the checkpoint of `facts.step`. A collective call; every rank returns its folder.
 
@@ -63,25 +63,36 @@ def save_checkpoint(
     final = paths.checkpoint(facts.step)
     partial = final.with_name(_PARTIAL + final.name)
     tensors, trained = _collect(engine, keep_all_params=write_extra is not None)
-    failure = ""
-    try:
+
+    def write_share() -> None:
         (partial / "state").mkdir(parents=True, exist_ok=True)
         save_tensors(partial / "state" / _state_file(ranks.rank), tensors)
         if ranks.is_main and write_extra is not None:
             write_extra(partial, trained)
+
+    def complete() -> None:
+        if ranks.is_main:
+            files = [_state_file(rank) for rank in range(ranks.world_size)]
+            whole = replace(facts, state_files=files)
+            (partial / FACTS).write_text(json.dumps(asdict(whole), indent=1) + "\n")
+            _publish(partial, final)
+
+    for act in (write_share, complete):
+        _all_or_nothing(act, ranks, partial, final)
+    return final
+
+
+def _all_or_nothing(act: Callable[[], None], ranks: Ranks, partial: Path, final: Path) -> None:
+    """Write; if one rank could not, all of them give up together and leave no half of it."""
+    failure = ""
+    try:
+        act()
     except (OSError, SafetensorError) as error:
         failure = f"rank {ranks.rank}: {error}"
     if reason := ranks.first_text(failure):
         if ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_write_failure(final, reason))
-    if ranks.is_main:
-        files = [_state_file(rank) for rank in range(ranks.world_size)]
-        facts = CheckpointFacts(**{**asdict(facts), "state_files": files})
-        (partial / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n")
-        _publish(partial, final)
-    ranks.barrier()
-    return final
 
 
 def _collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:

@@ -130,8 +130,14 @@ class Recorder:
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the operating system at once."""
-        self._file.write(to_json(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(to_json(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: step {record.step} could not be recorded: {error.strerror}. The last "
+                "checkpoint is whole; make room, then start the same command again."
+            ) from None
 
     def resume_at(self, step: int) -> list[Record]:
         """Cut off every record after `step` (and a half-written line); give back those that stay.
