@@ -135,8 +135,8 @@ class Recorder:
             self._file.flush()
         except OSError as error:
             raise CheckpointError(
-                f"{self.path}: step {record.step} could not be recorded: {error.strerror}. The last "
-                "checkpoint is whole; make room, then start the same command again."
+                f"{self.path}: step {record.step} could not be recorded: {error.strerror}. "
+                "The last checkpoint is whole; make room, then start the same command again."
             ) from None
 
     def resume_at(self, step: int) -> list[Record]:
