@@ -119,7 +119,7 @@ def _linear_names(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
     }
-    return sorted(names)
+    return sorted(names - {"lm_head"})  # refused as a target by plan/rules.py
 
 
 def _peft_config(config: AdapterConfig, base: str) -> PeftConfig:

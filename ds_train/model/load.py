@@ -41,6 +41,7 @@ def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are listed; we refuse them below
             **kwargs,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -87,11 +88,14 @@ def _quantization(config: ModelConfig) -> BitsAndBytesConfig:
 def _refuse_incomplete(name: str, info: dict[str, Any]) -> None:
     """transformers initialises what it does not find at random and only logs it; we refuse."""
     missing = sorted(info.get("missing_keys", ()))
-    mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    mismatched = sorted(
+        str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())
+    )
     if missing or mismatched:
         parts = [("not in its files", missing), ("there in another shape", mismatched)]
         found = " and ".join(
-            f"{len(names)} of the model's parameters are {what} ({_shown(names)})"
+            f"{len(names)} of the model's parameters {'is' if len(names) == 1 else 'are'} {what} "
+            f"({_shown(names)})"
             for what, names in parts
             if names
         )
