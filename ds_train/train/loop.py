@@ -24,14 +24,13 @@ from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import quoted
 from ds_train.launch.guard import die_with_parent
-from ds_train.report.progress import Progress
-from ds_train.report.record import EvaluationRecord, Record, Recorder, StepRecord
-from ds_train.report.trackers import Tracker, open_trackers
+from ds_train.report.record import EvaluationRecord, Record, StepRecord
+from ds_train.report.reporter import Reporter
+from ds_train.train.due import Position, is_due
 from ds_train.train.guard import DivergenceGuard, StopRequest
-from ds_train.train.schedule import Position, learning_rate, num_warmup_steps
+from ds_train.train.schedule import learning_rate, num_warmup_steps
 from ds_train.train.setup import Run, set_up
 from ds_train.train.step import evaluate_batches, train_step
-from ds_train.units import Duration
 
 
 def run(config: RunConfig) -> int:
@@ -40,13 +39,11 @@ def run(config: RunConfig) -> int:
     request = StopRequest()
     ranks = Ranks.from_environment()
     say = _say if ranks.is_main else _silent
-    data = prepare_data(
-        config, say=_silent
-    )  # before the process group: nobody waits in a collective
+    data = prepare_data(config, say=_silent)  # first: nobody may wait for it in a collective
     start_process_group(ranks)
     try:
         prepared = set_up(config, ranks, data, say)
-        Loop(prepared, request, say).run()
+        Loop(prepared, request, say).train()
     finally:
         stop_process_group()
     return 0
@@ -60,44 +57,21 @@ def _silent(text: str) -> None:
     pass
 
 
-class Reporter:
-    """metrics.jsonl and everybody who reads along; on rank 0 only."""
-
-    def __init__(self, run: Run) -> None:
-        self._recorder = Recorder(run.paths.metrics)
-        self._recorder.resume_at(run.start.step)
-        self._trackers: list[Tracker] = open_trackers(run.config)
-        self._progress = Progress(run.config.report, run.total_steps, run.start.step)
-
-    def write(self, record: Record) -> None:
-        self._recorder.write(record)
-        self._progress.show(record)
-        for tracker in self._trackers:
-            tracker.write(record)
-
-    def say(self, text: str) -> None:
-        self._progress.say(text)
-
-    def close(self) -> None:
-        self._progress.close()
-        self._recorder.close()
-        for tracker in self._trackers:
-            tracker.close()
-
-
 class Loop:
     """The state that changes while a run goes on: how far it is and how good it has been."""
 
     def __init__(self, run: Run, request: StopRequest, say: Callable[[str], Any]) -> None:
-        self.run_, self.request, self._say = run, request, say
+        self.run, self.request, self._say = run, request, say
         self.facts: CheckpointFacts = run.start
         self.saved_step = run.start.step
         self.warmup = num_warmup_steps(run.config.train, run.plan, run.total_steps)
-        self.reporter = Reporter(run) if run.ranks.is_main else None
+        self.reporter: Reporter | None = None
+        if run.ranks.is_main:
+            self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
 
-    def run(self) -> None:
+    def train(self) -> None:
         """Every step that is left, then the last evaluation and checkpoint."""
-        run = self.run_
+        run = self.run
         self._announce()
         guard = DivergenceGuard(
             run.paths, run.data, run.plan, fp16=run.config.model.dtype == "fp16"
@@ -116,14 +90,14 @@ class Loop:
                 self.reporter.close()
 
     def _announce(self) -> None:
-        run = self.run_
+        run = self.run
         self._say(f"step: {run.batch}; {run.total_steps:,} steps")
         if self.facts.step >= run.total_steps:
             self._say(f"this run is complete: all {run.total_steps:,} steps are made")
 
     def _step(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
         """One step and what is due after it; True when the run was asked to stop."""
-        run, began = self.run_, time.perf_counter()
+        run, began = self.run, time.perf_counter()
         torch.manual_seed(_dropout_seed(run.config.train.seed, step, run.ranks.rank))
         before = self._position(step)
         rate = learning_rate(
@@ -166,19 +140,19 @@ class Loop:
         return result.stop
 
     def _position(self, step: int) -> Position:
-        plan = self.run_.plan
-        return Position(step, self.run_.total_steps, plan.tokens_before(step), plan.epoch(step))
+        plan = self.run.plan
+        return Position(step, plan.tokens_before(step), plan.epoch(step))
 
     def _finish(self) -> None:
-        if self.facts.step > self.run_.start.step:
+        if self.facts.step > self.run.start.step:
             self._evaluate()
             self._save()
         self._say(
-            f"done: {self.facts.step:,} steps; everything lies in {quoted(self.run_.paths.root)}"
+            f"done: {self.facts.step:,} steps; everything lies in {quoted(self.run.paths.root)}"
         )
 
     def _evaluate(self) -> None:
-        run = self.run_
+        run = self.run
         if run.data.validation is None:
             return
         began = time.perf_counter()
@@ -206,7 +180,7 @@ class Loop:
                     prune(run.paths, run.config.checkpoint.keep)  # the best so far is best no more
 
     def _save(self) -> None:
-        run = self.run_
+        run = self.run
         if self.saved_step == self.facts.step:
             return
         self.facts = replace(
@@ -221,19 +195,6 @@ class Loop:
     def _report(self, record: Record) -> None:
         if self.reporter is not None:
             self.reporter.write(record)
-
-
-def is_due(every: Duration | None, before: Position, after: Position) -> bool:
-    """Whether a multiple of `every` lies in (before, after]."""
-    if every is None:
-        return False
-    marks = {
-        "steps": (before.step, after.step),
-        "tokens": (before.tokens, after.tokens),
-        "epochs": (before.epoch + 1e-9, after.epoch + 1e-9),
-    }
-    start, stop = marks[every.unit]
-    return stop // every.amount > start // every.amount
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -14,23 +14,10 @@ the last one, so that the last step still learns something.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from ds_train.config.train import TrainConfig
 from ds_train.data.order import StepPlan
 from ds_train.units import Duration
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where the run stands before a step."""
-
-    step: int
-    total_steps: int
-    tokens: int
-    """Tokens trained on so far."""
-    epoch: float
-    """Passes over the data so far."""
 
 
 def num_warmup_steps(config: TrainConfig, plan: StepPlan, total_steps: int) -> int:

@@ -67,7 +67,7 @@ def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, 
     try:
         run = set_up(config, ranks, data, lines.append)
         training = loop.Loop(run, StopAfter(stop_after), lines.append)
-        training.run()
+        training.train()
     except DsTrainError as error:
         return {"error": str(error), "kind": type(error).__name__}
     records = read_records(run.paths.metrics) if ranks.is_main else []

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ds_train.train.loop import is_due
-from ds_train.train.schedule import Position
+from ds_train.train.due import Position, is_due
 from ds_train.units import parse_duration
 
 
@@ -21,10 +20,10 @@ from ds_train.units import parse_duration
     ],
 )
 def test_due_after(every: str, due: list[int]) -> None:
-    at = [Position(step, 8, step * 100, step / 4) for step in range(9)]
+    at = [Position(step, step * 100, step / 4) for step in range(9)]
     got = [s for s in range(1, 9) if is_due(parse_duration(every), at[s - 1], at[s])]
     assert got == due
 
 
 def test_never_when_left_out() -> None:
-    assert not is_due(None, Position(0, 8, 0, 0.0), Position(8, 8, 800, 2.0))
+    assert not is_due(None, Position(0, 0, 0.0), Position(8, 800, 2.0))
