@@ -98,7 +98,23 @@ def _check_model(config: RunConfig) -> list[str]:
         faults += _check_folder(name, model.tokenizer_name_or_path, "tokenizer_config.json")
     if adapter.path is not None:
         faults += _check_folder("adapter.path", adapter.path, "adapter_config.json")
+        faults += _check_adapter_kind(adapter.path)
     return faults
+
+
+def _check_adapter_kind(path: str) -> list[str]:
+    """PEFT can't go on with a learned prompt or prefix: it loads those for inference only."""
+    try:
+        facts = json.loads((_expand(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of the hub, or a fault that loading the adapter reports
+        return []
+    kind = facts.get("peft_type") if isinstance(facts, dict) else None
+    if kind not in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"):
+        return []
+    return [
+        f'adapter.path = "{path}": is of kind {kind}, and only LoRA and IA3 adapters can be '
+        "continued; remove adapter.path and set adapter.method to train a new one."
+    ]
 
 
 def model_positions(config: RunConfig) -> int | None:
@@ -117,11 +133,14 @@ def model_positions(config: RunConfig) -> int | None:
 
 def _check_positions(config: RunConfig) -> list[str]:
     limit, positions = config.data.max_length, model_positions(config)
-    if positions is None or limit <= positions:
+    adapter = config.adapter
+    virtual = adapter.num_virtual_tokens if adapter.method.endswith("_tuning") else 0
+    if positions is None or limit + virtual <= positions:
         return []
+    before = f" with adapter.num_virtual_tokens = {virtual:,}" if virtual else ""
     return [
-        f'data.max_length = {limit:,}: the model "{config.model.name_or_path}" reads at most '
-        f"{positions:,} positions; set data.max_length to {positions:,} or less."
+        f'data.max_length = {limit:,}{before}: the model "{config.model.name_or_path}" reads at '
+        f"most {positions:,} positions; set data.max_length to {positions - virtual:,} or less."
     ]
 
 

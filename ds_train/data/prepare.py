@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_train.config.data import LossOn
+from ds_train.config.files import model_positions
 from ds_train.config.run import RunConfig
 from ds_train.data.audit import merge_counts
 from ds_train.data.divide import PreparedData, divide
@@ -74,7 +74,7 @@ def check_max_length(config: RunConfig) -> None:
     limit = config.data.max_length
     if limit < 2:
         raise DataError(f"data.max_length = {limit}: nothing can be learned from single tokens.")
-    positions = _model_positions(config)
+    positions = model_positions(config)
     if positions is not None and limit > positions:
         raise DataError(describe_max_length(config, positions))
 
@@ -85,18 +85,6 @@ def describe_max_length(config: RunConfig, positions: int) -> str:
         f'data.max_length = {config.data.max_length:,}: the model "{config.model.name_or_path}" '
         f"reads at most {positions:,} positions; set data.max_length to {positions:,} or less."
     )
-
-
-def _model_positions(config: RunConfig) -> int | None:
-    """max_position_embeddings of a local model; None where nothing says it."""
-    path = Path(config.model.name_or_path).expanduser() / "config.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a hub name, or a fault that loading the model reports
-        return None
-    facts = {**facts, **facts.get("text_config", {}), **config.model.config_overrides}
-    found = facts.get("max_position_embeddings", facts.get("n_positions"))
-    return found if isinstance(found, int) else None
 
 
 def _tokenise(

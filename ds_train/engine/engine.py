@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from ds_train.config.train import TrainConfig
 from ds_train.data.batch import Batch
 from ds_train.engine.ranks import Ranks
+from ds_train.model.quiet import quieten_libraries
 
 Groups = list[dict[str, Any]]
 State = dict[str, Tensor]
@@ -63,20 +64,13 @@ def _quieten(ranks: Ranks) -> None:
     # DeepSpeed calls collectives by names that torch renamed; torch says so at every first call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # PEFT sees a Conv1D (GPT-2), does what is right, and warns that it did.
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target")
-    # GPT-2 and others ask for a mask wherever a row ends with pad_token; ours is made elsewhere.
-    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_mask_advice)
+    quieten_libraries()
     # BF16_Optimizer prints memory tables whatever the log level.
     sys.modules["deepspeed.runtime.bf16_optimizer"].see_memory_usage = (  # type: ignore[attr-defined]
         lambda *args, **kwargs: None
     )
     if not ranks.is_main or not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-
-
-def _is_no_mask_advice(record: logging.LogRecord) -> bool:
-    return "passing in an `attention_mask`" not in record.getMessage()
 
 
 def stop_process_group() -> None:

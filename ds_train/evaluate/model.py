@@ -32,6 +32,7 @@ from ds_train.errors import CheckpointError, ModelError, quoted, reason
 from ds_train.model.adapter import ADAPTER_CONFIG
 from ds_train.model.check import load_architecture
 from ds_train.model.load import DTYPES, load_model
+from ds_train.model.quiet import quieten_libraries
 from ds_train.paths import RunPaths
 
 Say = Callable[[str], Any]
@@ -80,7 +81,7 @@ def find_target(target: str | Path, checkpoint: str = "latest", base: bool = Fal
         return Target(_in_own_dtype(model), str(folder), adapter=folder)
     if folder.is_file():
         raise ModelError(f"{quoted(target)}: is a file; name a run, adapter or model folder.")
-    if not folder.exists() and looks_like_path(str(target)):
+    if not folder.exists() and (looks_like_path(str(target)) or _lies_among_runs(folder)):
         raise ModelError(f"{quoted(target)}: no such folder; name a run, adapter or model folder.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(
@@ -90,6 +91,13 @@ def find_target(target: str | Path, checkpoint: str = "latest", base: bool = Fal
     if base:
         raise ModelError(f"--base: {quoted(target)} is a model, not a run or an adapter over one.")
     return Target(_in_own_dtype(ModelConfig(name_or_path=str(target))), str(target))
+
+
+def _lies_among_runs(folder: Path) -> bool:
+    """Whether `runs/frist` is a run's name mistyped, and no `org/name` of the hub."""
+    if folder.parent == Path():
+        return False
+    return any(True for _ in folder.parent.glob(f"*/{RunPaths(folder).recipe.name}"))
 
 
 def _in_own_dtype(model: ModelConfig) -> ModelConfig:
@@ -116,19 +124,33 @@ def load_for_inference(
     Raises:
         ModelError, CheckpointError: it can't be found or loaded.
     """
+    place = _device(device)
     if not isinstance(target, Target):
         target = find_target(target, checkpoint, base)
     config = target.model
     if dtype is not None:
         config = config.model_copy(update={"dtype": dtype})
+    quieten_libraries()
     if not sys.stderr.isatty():
         disable_progress_bar()
     model = _build(target, config)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     say(f"model: {target.title} as {config.dtype} on {place}")
     if config.quantization == "none":
         model = model.to(place)
     return model.eval(), open_tokenizer(config)
+
+
+def _device(name: str | None) -> str:
+    """The device asked for, or the GPU if there is one; ModelError where it can't be used."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"--device {name}: can't be used here ({reason(error)}); leave it out, or take cpu."
+        ) from None
+    return name
 
 
 def _build(target: Target, config: ModelConfig) -> nn.Module:

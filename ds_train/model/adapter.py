@@ -36,10 +36,13 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_NAME = "default"
 
 
-def choose_trainable(model: Any, config: AdapterConfig, *, base: str, seed: int) -> Any:
+def choose_trainable(
+    model: Any, config: AdapterConfig, *, base: str, seed: int, tokenizer: str | None = None
+) -> Any:
     """The model with `requires_grad` set and, for PEFT methods, its adapter attached (a PeftModel).
 
-    Adapters are initialised from `seed` alone, alike on every rank and ZeRO stage.
+    Adapters are initialised from `seed` alone, alike on every rank and ZeRO stage. `base` and
+    `tokenizer` are names; that of the model is that of the tokenizer when left out.
 
     Raises:
         ConfigError: no module or parameter matches the recipe; ModelError: bad adapter folder.
@@ -57,7 +60,9 @@ def choose_trainable(model: Any, config: AdapterConfig, *, base: str, seed: int)
     if config.path is not None:
         return _continue_adapter(model, config.path)
     try:
-        adapted = get_peft_model(model, _peft_config(config, base), autocast_adapter_dtype=False)
+        adapted = get_peft_model(
+            model, _peft_config(config, base, tokenizer or base), autocast_adapter_dtype=False
+        )
     except ValueError as error:
         if "not found in the base model" not in str(error):
             raise ConfigError(f"adapter: PEFT can't build it ({reason(error)}).") from error
@@ -85,6 +90,15 @@ def _spell_out_feedforward(model: PeftModel) -> None:
             for name in sorted(config.target_modules or ())
             if any(name == ending or name.endswith(f".{ending}") for ending in endings)
         ]
+
+
+def untied_modules(model: Any, config: AdapterConfig) -> list[str]:
+    """Those of `modules_to_save` that share their weight in the base, and train as a copy."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    if not model.config.get_text_config().tie_word_embeddings:
+        return []
+    names = {name.rsplit(".", 1)[-1] for name, one in model.named_modules() if one in embeddings}
+    return sorted(names & set(config.modules_to_save))
 
 
 def _train_matching(model: nn.Module, patterns: list[str]) -> None:
@@ -122,7 +136,7 @@ def _linear_names(model: nn.Module) -> list[str]:
     return sorted(names - {"lm_head"})  # refused as a target by plan/rules.py
 
 
-def _peft_config(config: AdapterConfig, base: str) -> PeftConfig:
+def _peft_config(config: AdapterConfig, base: str, tokenizer: str) -> PeftConfig:
     common: dict[str, Any] = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     if config.method == "lora":
         return LoraConfig(
@@ -154,7 +168,7 @@ def _peft_config(config: AdapterConfig, base: str) -> PeftConfig:
     return PromptTuningConfig(
         prompt_tuning_init=PromptTuningInit.TEXT,
         prompt_tuning_init_text=config.prompt_init_text,
-        tokenizer_name_or_path=base,
+        tokenizer_name_or_path=tokenizer,
         **common,
     )
 

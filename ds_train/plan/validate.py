@@ -140,7 +140,7 @@ def _describe_length(config: RunConfig) -> str:
         return f"{train.max_steps:,} steps"
     if train.max_tokens is not None:
         return f"{train.max_tokens:,} tokens"
-    return f"{train.num_train_epochs:g} epochs"
+    return f"{train.num_train_epochs:g} {'epoch' if train.num_train_epochs == 1 else 'epochs'}"
 
 
 def _origin(config: RunConfig) -> str:

@@ -35,6 +35,7 @@ from ds_train.model.adapter import (
     initial_lora,
     parameter_groups,
     restore_residual,
+    untied_modules,
     write_adapter,
 )
 from ds_train.model.check import load_architecture
@@ -214,8 +215,14 @@ def _build_model(
             )
         )
     attention = model.config.get_text_config()._attn_implementation or ""
+    if untied := untied_modules(model, config.adapter):
+        say(f"adapter: {', '.join(untied)} trains as a copy of its own, no longer tied")
     adapted = choose_trainable(
-        model, config.adapter, base=config.model.name_or_path, seed=config.train.seed
+        model,
+        config.adapter,
+        base=config.model.name_or_path,
+        seed=config.train.seed,
+        tokenizer=config.model.tokenizer_name_or_path,
     )
     if config.model.gradient_checkpointing:
         adapted.gradient_checkpointing_enable(

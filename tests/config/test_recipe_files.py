@@ -141,3 +141,39 @@ def test_rows_longer_than_the_model_reads(tmp_path: Path, facts: dict[str, objec
         f'data.max_length = 513: the model "{model}" reads at most 512 positions; '
         "set data.max_length to 512 or less."
     ]
+
+
+def test_virtual_tokens_need_positions_too(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"n_positions": 512}')
+    (model / "model.safetensors").write_text("x")
+
+    def faults(max_length: int) -> list[str]:
+        return check_files(
+            config_in(
+                tmp_path,
+                model={"name_or_path": str(model)},
+                data={"train": [{"path": "org/dataset"}], "max_length": max_length},
+                adapter={"method": "prompt_tuning", "num_virtual_tokens": 20},
+            )
+        )
+
+    assert faults(492) == []
+    assert faults(493) == [
+        f'data.max_length = 493 with adapter.num_virtual_tokens = 20: the model "{model}" reads '
+        "at most 512 positions; set data.max_length to 492 or less."
+    ]
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "LORA"])
+def test_only_lora_and_ia3_are_continued(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    faults = check_files(config_in(tmp_path, adapter={"path": str(folder)}))
+    refused = [
+        f'adapter.path = "{folder}": is of kind {kind}, and only LoRA and IA3 adapters can be '
+        "continued; remove adapter.path and set adapter.method to train a new one."
+    ]
+    assert faults == ([] if kind == "LORA" else refused)

@@ -133,3 +133,16 @@ def test_limits(tiny_base: Path) -> None:
 def test_a_real_model_tells_a_story(stories260k: Path) -> None:
     story = generate_command(str(stories260k), "Once upon a time", max_new_tokens=40, say=_quiet)
     assert story.startswith(", there was a little")
+
+
+def test_a_mistyped_run_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "recipe.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        find_target("runs/frist")
+    assert str(caught.value) == (
+        '"runs/frist": no such folder; name a run, adapter or model folder.'
+    )

@@ -18,7 +18,9 @@ Make = Callable[..., RunConfig]
 
 def line(config: RunConfig, name: str) -> str:
     batch = batch_arithmetic(config, 1)
-    plan = Plan(config, World({"localhost": [0]}, None, 0, None), batch, resolve_ds_config(config, batch))
+    plan = Plan(
+        config, World({"localhost": [0]}, None, 0, None), batch, resolve_ds_config(config, batch)
+    )
     return next(text for text in summary(plan) if text.startswith(name))
 
 
@@ -49,3 +51,12 @@ def test_what_it_starts_from(make: Make) -> None:
     assert line(config, "model") == (
         "model   org/model, bf16, random weights, gradient checkpointing"
     )
+
+
+def test_how_long(make: Make) -> None:
+    def length(**train: object) -> str:
+        return line(make(train={"max_steps": None, **train}), "length")
+
+    assert length(num_train_epochs=1) == "length  1 epoch"
+    assert length(num_train_epochs=1.5) == "length  1.5 epochs"
+    assert length(max_tokens="2M") == "length  2,000,000 tokens"
