@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ _OTHER_RANK_SECONDS = 5.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 the user's input, 1 the rest."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # its "Retrying in 8s" comes six times before our own message
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     try:
         code = _run(parse(arguments))
         sys.stdout.flush()

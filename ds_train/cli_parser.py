@@ -45,6 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}": must be a whole number of at least 1')
+    return int(text)
+
+
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -63,7 +70,9 @@ def _command(
 
 def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="the YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=_OVERRIDES)
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help=_OVERRIDES
+    )
 
 
 def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -91,7 +100,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     _add_recipe_arguments(parser)
     parser.add_argument("--step", type=int, help="show the rows of this step (the first is 1)")
-    parser.add_argument("--rows", type=int, default=3, help="rows to show (default 3)")
+    parser.add_argument("--rows", type=_count, default=3, help="rows to show (default 3)")
     parser.add_argument("--no-color", action="store_true", help="mark with brackets, not colours")
 
 
@@ -130,18 +139,20 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "ds-train evaluate runs/first/merged --recipe my.yaml",
     )
     parser.add_argument("target", help="run folder, adapter folder, model folder or hub name")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=_OVERRIDES)
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help=_OVERRIDES
+    )
     _add_target_arguments(parser)
     parser.add_argument("--recipe", help="whose data to use; the run's own when left out")
     parser.add_argument("--split", choices=["validation", "train"], default="validation")
     parser.add_argument(
         "--max-rows",
-        type=int,
+        type=_count,
         dest="max_samples",
         metavar="N",
         help="only the first so many samples",
     )
-    parser.add_argument("--batch-size", type=int, help="samples at once")
+    parser.add_argument("--batch-size", type=_count, help="samples at once")
     parser.add_argument("--output", help="write the numbers to this JSON file")
 
 
@@ -174,7 +185,7 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_target_arguments(parser)
     parser.add_argument("--chat", action="store_true", help="put the prompt into a user message")
     parser.add_argument("--system", help="with --chat: the system message")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=_count, default=256)
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 takes the likeliest token"
     )
@@ -206,4 +217,4 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "ds-train quickstart",
     )
     parser.add_argument("--output-dir", default="runs/quickstart", help="default runs/quickstart")
-    parser.add_argument("--num-processes", type=int, help="one per GPU, or 2 on the CPU")
+    parser.add_argument("--num-processes", type=_count, help="one per GPU, or 2 on the CPU")

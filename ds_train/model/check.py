@@ -36,8 +36,8 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"model.name_or_path = {quoted(config.name_or_path)}: no model config could be read "
-            f"there ({reason(error)}); name a folder with config.json, or a hub model."
+            f"model.name_or_path = {quoted(config.name_or_path)}: {_where(config)} "
+            f"({reason(error)}); check the name and the connection."
         ) from None
     faults = []
     for key, value in config.config_overrides.items():
@@ -50,6 +50,12 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     if faults:
         raise ModelError(faults)
     return architecture
+
+
+def _where(config: ModelConfig) -> str:
+    if Path(config.name_or_path).is_dir():
+        return "its config.json can't be used"
+    return "no such folder here, and no config of it could be had from the hub"
 
 
 def _check_config_json(folder: Path, trust_remote_code: bool) -> None:
