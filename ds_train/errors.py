@@ -17,7 +17,9 @@ def quoted(value: object) -> str:
 def reason(error: BaseException) -> str:
     """First line of what a library says, to stand inside brackets."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".: ")
+    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
+        lines = lines[1:]  # torch's headline; what is wrong comes after it
+    return lines[0].strip().rstrip(".: ")
 
 
 class DsTrainError(Exception):

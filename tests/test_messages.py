@@ -798,3 +798,34 @@ def test_a_tokenizer_without_pad_is_no_fault(here: Path) -> None:
     said: list[str] = []
     assert pad_token_id(open_tokenizer(ModelConfig(name_or_path="model")), said.append) == 2
     assert said == ["tokenizer: no pad_token; rows are filled with eos_token, which the mask hides"]
+
+
+# The command line itself: argparse prints the usage line before the message
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("train", "ds-train train: error: the following arguments are required: recipe"),
+        (
+            "train my.yaml --dryrun",
+            "ds-train: error: unknown argument --dryrun of ds-train train; see --help",
+        ),
+        (
+            "data my.yaml --rows 0",
+            'ds-train data: error: argument --rows: "0": must be a whole number of at least 1',
+        ),
+    ],
+)
+def test_bad_usage(here: Path, typed: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(typed.split())
+    assert caught.value.code == 2
+    assert capfd.readouterr().err.splitlines()[-1] == message
+
+
+def test_a_device_that_is_not_there(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "model", "hello", "--device", "cuda:99"]) == 2
+    message = capfd.readouterr().err
+    assert message.startswith("error: --device cuda:99: can't be used here (")
+    assert message.endswith("); leave it out, or take cpu.\n")

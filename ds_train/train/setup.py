@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from ds_train.checkpoint.folder import CheckpointFacts, latest_checkpoint, read_facts
 from ds_train.checkpoint.state import load_checkpoint, remove_partial
@@ -28,7 +29,7 @@ from ds_train.engine.engine import (
     sharded_loading,
 )
 from ds_train.engine.ranks import Ranks
-from ds_train.errors import quoted
+from ds_train.errors import ModelError, quoted
 from ds_train.model.adapter import (
     VIRTUAL_TOKEN_METHODS,
     choose_trainable,
@@ -202,7 +203,7 @@ def _build_model(
     architecture = load_architecture(config.model)
     pretrained = config.model.init == "pretrained"
     sharded = sharded_loading(ds_config, pretrained)  # has to live until the weights are loaded
-    model = load_model(config.model, architecture, seed=config.train.seed)
+    model = _load_on_all(config, architecture, ranks)
     if pretrained and config.model.quantization == "none":
         files = weight_files(config.model.name_or_path, config.model.revision)
         say(
@@ -232,6 +233,18 @@ def _build_model(
     initial = _initial_lora(adapted, config, paths, start)
     del sharded
     return LanguageModel(adapted), initial, attention.startswith("flash")
+
+
+def _load_on_all(config: RunConfig, architecture: PretrainedConfig, ranks: Ranks) -> Any:
+    """The base model; under ZeRO-3 a fault can show on rank 0 alone, and the others must know."""
+    model, fault = None, ""
+    try:
+        model = load_model(config.model, architecture, seed=config.train.seed)
+    except ModelError as error:
+        fault = str(error)
+    if fault := ranks.first_text(fault):
+        raise ModelError(fault)
+    return model
 
 
 def _initial_lora(
