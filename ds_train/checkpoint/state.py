@@ -16,7 +16,6 @@ ZeRO stage and the number of ranks (its universal converter does not cross from 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -38,7 +37,7 @@ from ds_train.engine.engine import Engine, State
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import CheckpointError, quoted
 from ds_train.model.write import save_tensors
-from ds_train.paths import RunPaths
+from ds_train.paths import RunPaths, replace_text, sync_folder
 from ds_train.units import format_bytes
 
 _PARTIAL = ".partial-"
@@ -74,7 +73,7 @@ def save_checkpoint(
         if ranks.is_main:
             files = [_state_file(rank) for rank in range(ranks.world_size)]
             whole = replace(facts, state_files=files)
-            (partial / FACTS).write_text(json.dumps(asdict(whole), indent=1) + "\n")
+            replace_text(partial / FACTS, json.dumps(asdict(whole), indent=1) + "\n")
             _publish(partial, final)
 
     for act in (write_share, complete):
@@ -101,8 +100,7 @@ def _collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:
     mine: State = {}
     trained: State = {}
     load = [0] * ranks.world_size
-    for name, parameter in engine.trainable():
-        state = engine.read_state(parameter)
+    for name, state in engine.read_states():
         owner = load.index(min(load))
         load[owner] += sum(tensor.numel() for tensor in state.values())
         if owner == ranks.rank:
@@ -131,27 +129,17 @@ def _existing(path: Path) -> Path:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    if final.exists():  # of an earlier attempt at the same step: same content, so replaced
-        shutil.rmtree(final)
+    sync_folder(partial / "state")
+    if final.exists():  # of an earlier attempt at the same step
+        _remove(final)
     partial.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     point_to(final.parent / "latest", final.name)
 
 
 def point_to(pointer: Path, name: str) -> None:
-    """Make the text file `pointer` name a checkpoint, in one atomic move."""
-    new = pointer.with_name(f".{pointer.name}.new")
-    new.write_text(name + "\n")
-    new.replace(pointer)
-    _sync_folder(pointer.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make the text file `pointer` name a checkpoint: `best`, and `latest` for people."""
+    replace_text(pointer, name + "\n")
 
 
 def prune(paths: RunPaths, keep: int) -> None:
@@ -159,7 +147,14 @@ def prune(paths: RunPaths, keep: int) -> None:
     best = pointed_at(paths.checkpoints / "best")
     for folder in complete_checkpoints(paths)[:-keep]:
         if best is None or folder.name != best.name:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """First it is no checkpoint any more, then its files go; what can't go now goes next time."""
+    gone = folder.with_name(f"{_PARTIAL}old-{folder.name}")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def remove_partial(paths: RunPaths) -> None:

@@ -215,14 +215,20 @@ class Engine:
             if parameter.requires_grad:
                 yield name.removeprefix("model."), parameter
 
-    def read_state(self, parameter: nn.Parameter) -> State:
-        """fp32 "param" and the optimizer's tensors of one parameter. A collective call."""
+    def read_states(self) -> Iterator[tuple[str, State]]:
+        """Name, fp32 "param" and optimizer tensors of all that trains. A collective call."""
+        self._create_states(None)
+        keys = sorted(_tensors(self._engine.basic_optimizer.state[self._partitions()[0]]))
+        for name, parameter in self.trainable():
+            yield name, self._read_state(parameter, keys)
+
+    def _read_state(self, parameter: nn.Parameter, keys: list[str]) -> State:
         if self.stage == 0:
             master = self._master(parameter)
             tensors = {"param": master, **_tensors(self._engine.basic_optimizer.state[master])}
         else:
             tensors = {"param": safe_get_full_fp32_param(parameter)}
-            for key in self._sharded_keys():
+            for key in keys:
                 tensors[key] = safe_get_full_optimizer_state(parameter, key)
         shape = getattr(parameter, "ds_shape", parameter.shape)
         return {
@@ -231,7 +237,7 @@ class Engine:
         }
 
     def write_states(self, states: Iterator[tuple[nn.Parameter, State]], num_steps: int) -> None:
-        """Set what `read_state` returned for every trainable parameter. A collective call.
+        """Set what `read_states` returned for every trainable parameter. A collective call.
 
         Args:
             num_steps: updates that the optimizer had made, for its bias correction.
@@ -276,10 +282,6 @@ class Engine:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         groups = self._engine.basic_optimizer.param_groups
         return [tensor for group in groups for tensor in group["params"]]
-
-    def _sharded_keys(self) -> list[str]:
-        self._create_states(None)
-        return sorted(_tensors(self._engine.basic_optimizer.state[self._partitions()[0]]))
 
     def _create_states(self, num_steps: int | None) -> None:
         """Adam's state, which it makes at its first update only; and its count of updates."""

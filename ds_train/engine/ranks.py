@@ -37,7 +37,7 @@ class Ranks:
     @property
     def device(self) -> torch.device:
         """The accelerator of this rank, or the CPU."""
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
             return torch.device("cuda", self.local_rank)
         return torch.device("cpu")
 
@@ -48,17 +48,17 @@ class Ranks:
             dist.all_reduce(result)
         return result.to(values.device)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up on at least one rank; the same answer everywhere."""
-        return bool(self.sum(torch.tensor([float(flag)])).item() > 0)
-
-    def first_text(self, text: str) -> str:
-        """The first rank's text that is not empty; the same answer everywhere."""
-        texts: list[str] = [text]
+    def texts(self, text: str) -> list[str]:
+        """Every rank's text, in the order of ranks."""
+        texts = [text]
         if self.world_size > 1:
             texts = [""] * self.world_size
             dist.all_gather_object(texts, text)
-        return next((found for found in texts if found), "")
+        return texts
+
+    def first_text(self, text: str) -> str:
+        """The first rank's text that is not empty; the same answer everywhere."""
+        return next((found for found in self.texts(text) if found), "")
 
     def barrier(self) -> None:
         """Wait for every rank."""

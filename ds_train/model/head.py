@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ds_train.ops.reference import (
@@ -120,9 +119,3 @@ class LanguageModel(nn.Module):
             self.head.labels = None
         assert self.head.num_correct is not None
         return output.logits.sum(), self.head.num_correct
-
-
-def model_losses(model: LanguageModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Loss sum of the plain path (logits by the model itself), for checks. Shapes as above."""
-    logits = model.model(input_ids=input_ids, use_cache=False).logits
-    return cross_entropy_sum(logits.flatten(0, 1), labels.flatten())[0].to(torch.float32)

@@ -32,7 +32,9 @@ _FREE = {
 """Keys that may change: they move the work around, not what is learned. The batch size is
 compared as rows per step instead of by its three keys."""
 
-_LENGTH = {"train.max_steps", "train.num_train_epochs", "train.max_tokens"}
+_LENGTH = {"train.max_steps", "train.max_tokens"}
+"""May change under a constant rate. Not num_train_epochs: the last step of an epoch-limited run
+is filled up with empty rows, so that a longer run would have had other steps."""
 
 
 def check_same_run(config: RunConfig, global_batch_size: int) -> None:
@@ -47,8 +49,10 @@ def check_same_run(config: RunConfig, global_batch_size: int) -> None:
     old, facts = _stored(paths)
     old_global_batch_size = facts["global_batch_size"]
     differences = list(_differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
-    # Without a decay the rate does not depend on where the run ends, so it may go on for longer.
-    if config.train.lr_scheduler_type == "constant":
+    # Without a decay, and with a warm-up that is no share of the run, the rate does not depend on
+    # where the run ends, so it may go on for longer.
+    free_length = config.train.lr_scheduler_type == "constant"
+    if free_length and not isinstance(config.train.warmup_steps, float):
         differences = [d for d in differences if d[0] not in _LENGTH]
     if old_global_batch_size != global_batch_size:
         differences.append(("rows per optimizer step", old_global_batch_size, global_batch_size))

@@ -8,9 +8,11 @@ import signal
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ds_train.data.batch import IGNORE, Batch
+from ds_train.data.batch import collate
 from ds_train.data.order import StepPlan
 from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import Engine
@@ -85,32 +87,45 @@ class DivergenceGuard:
         }
 
 
+class _TwoDocuments:
+    """A store of two documents for the probe; the first one can be another."""
+
+    def __init__(self, first: int, vocab_size: int) -> None:
+        documents = [range(first, first + 8), (5, 7, 6, 9, 8, 4, 10, 5)]
+        self._ids = [np.array(ids, dtype=np.int64) % vocab_size for ids in documents]
+        self.lengths = np.array([8, 8], dtype=np.int32)
+
+    def tokens(self, index: int) -> NDArray[np.int64]:
+        return self._ids[index]
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        return np.full(8, index == 1)
+
+
 @torch.no_grad()
-def check_packing_isolation(engine: Engine, *, attention: str, vocab_size: int) -> None:
+def check_packing_isolation(
+    engine: Engine, *, attention: str, vocab_size: int, flatten: bool
+) -> None:
     """Prove on the model itself that a packed document does not see the one before it.
 
-    Two rows are run that differ in their first document only; the loss of the second document
-    must not change in a single bit. A collective call under ZeRO-3.
+    Two micro-batches of two equal rows, laid out as in training, differ in their rows' first
+    document only; the loss of the second documents must not change in a single bit. A collective
+    call under ZeRO-3.
 
     Raises:
         ConfigError: the architecture (or its attention implementation) lets documents mix.
     """
+    losses = []
     engine.train_mode(False)
-    losses = [_second_document_loss(engine, first, vocab_size) for first in (3, 11)]
+    for first in (3, 11):
+        rows = [np.array([0, 1]), np.array([0, 1])]
+        store: Any = _TwoDocuments(first, vocab_size)  # all that `collate` asks of a TokenStore
+        batch = collate(store, rows, pad_token_id=0, flatten=flatten)
+        losses.append(float(engine.forward(batch.to(engine.ranks.device))[0]))
     engine.train_mode(True)
     if losses[0] != losses[1]:
         raise ConfigError(
-            f"data.packing = true: with attention {quoted(attention)} this architecture lets a "
-            f"document see the one packed before it (its loss moves from {losses[0]:.6f} to "
+            f"data.packing = true: with attention {attention!r} this architecture lets a document "
+            f"see the one packed before it (its loss moves from {losses[0]:.6f} to "
             f"{losses[1]:.6f}). Set data.packing: false, or another model.attn_implementation."
         )
-
-
-def _second_document_loss(engine: Engine, first: int, vocab_size: int) -> float:
-    length, second = 8, [5, 7, 6, 9, 8, 4, 10, 5]
-    ids = torch.tensor([[first + i for i in range(length)] + second]) % vocab_size
-    labels = torch.full_like(ids, IGNORE)
-    labels[:, length:-1] = ids[:, length + 1 :]
-    positions = torch.arange(length).repeat(1, 2)
-    batch = Batch(ids, labels, positions, sample_ids=torch.empty(0).numpy(), num_rows=1)
-    return float(engine.forward(batch.to(engine.ranks.device))[0])

@@ -42,11 +42,9 @@ def run(config: RunConfig) -> int:
     say = _say if ranks.is_main else _silent
     data = prepare_data(config, say=_silent)  # first: nobody may wait for it in a collective
     start_process_group(ranks)
-    try:
-        prepared = set_up(config, ranks, data, say)
-        Loop(prepared, request, say).train()
-    finally:
-        stop_process_group()
+    Loop(set_up(config, ranks, data, say), request, say).train()
+    # Not after an error: it would wait for ranks that are stuck, and hide the message.
+    stop_process_group()
     return 0
 
 
@@ -132,13 +130,17 @@ class Loop:
             )
         )
         last = step + 1 == run.total_steps  # `_finish` evaluates and saves that one
-        if not last and is_due(run.config.evaluate.every, before, after):
-            self._evaluate()
-        if result.stop or (not last and is_due(run.config.checkpoint.every, before, after)):
-            self._save()
+        if last:
+            return False
         if result.stop:
+            self._save()  # before anything else: whoever asked may not wait for long
             self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
-        return result.stop
+            return True
+        if is_due(run.config.evaluate.every, before, after):
+            self._evaluate()
+        if is_due(run.config.checkpoint.every, before, after):
+            self._save()
+        return False
 
     def _position(self, step: int) -> Position:
         plan = self.run.plan
@@ -158,7 +160,8 @@ class Loop:
             return
         began = time.perf_counter()
         result = evaluate_batches(run.engine, run.build_validation())
-        best = self.facts.best_loss is None or result.loss < self.facts.best_loss
+        lowest = math.inf if self.facts.best_loss is None else self.facts.best_loss
+        best = result.loss < lowest  # never so for NaN
         self._report(
             EvaluationRecord(
                 step=self.facts.step,

@@ -29,7 +29,7 @@ from ds_train.engine.engine import (
     sharded_loading,
 )
 from ds_train.engine.ranks import Ranks
-from ds_train.errors import ModelError, quoted
+from ds_train.errors import CheckpointError, ModelError, quoted
 from ds_train.model.adapter import (
     VIRTUAL_TOKEN_METHODS,
     choose_trainable,
@@ -46,7 +46,7 @@ from ds_train.model.integrity import check_integrity
 from ds_train.model.load import count_parameters, load_model
 from ds_train.model.tokenizer import pad_token_id
 from ds_train.model.write import save_tensors
-from ds_train.paths import RunPaths
+from ds_train.paths import RunPaths, replace_text
 from ds_train.plan.batch import BatchPlan, batch_arithmetic
 from ds_train.plan.ds_config import resolve_ds_config, use_coalesced_reduction
 from ds_train.plan.resume import check_same_inputs, check_same_run
@@ -124,7 +124,7 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     paths = RunPaths(Path(config.output_dir))
     batch = batch_arithmetic(config, ranks.world_size)
     ds_config = resolve_ds_config(config, batch)
-    start = find_start(config, batch, base_fingerprint(config.model), data.fingerprint)
+    start = _agreed_start(config, batch, data.fingerprint, ranks)
     plan = StepPlan(
         RowPlan(data.train, config.data, config.train.seed, data.source_weights),
         batch.global_batch_size,
@@ -153,7 +153,10 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     if config.data.packing:
         text = model.model.config.get_text_config()
         check_packing_isolation(
-            engine, attention=text._attn_implementation, vocab_size=text.vocab_size
+            engine,
+            attention=text._attn_implementation,
+            vocab_size=text.vocab_size,
+            flatten=flatten,
         )
         say(f"packing: documents do not see each other ({text._attn_implementation}; tried)")
     if start.step:
@@ -176,6 +179,26 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     if ranks.is_main:
         _write_run_folder(run, ds_config)
     return run
+
+
+def _agreed_start(
+    config: RunConfig, batch: BatchPlan, data_fingerprint: str, ranks: Ranks
+) -> CheckpointFacts:
+    """Where the run begins, and proof that every rank sees the same files.
+
+    Raises:
+        CheckpointError: on every rank, where output_dir, model or data differ between machines.
+    """
+    start = find_start(config, batch, base_fingerprint(config.model), data_fingerprint)
+    seen = ranks.texts(f"step {start.step}, {start.base_fingerprint}, {start.data_fingerprint}")
+    if len(set(seen)) > 1:
+        other = next(text for text in seen if text != seen[0])
+        raise CheckpointError(
+            f"output_dir = {quoted(config.output_dir)}: rank 0 sees {seen[0]} and rank "
+            f"{seen.index(other)} sees {other} (checkpoint, model, data). Every machine must see "
+            "the same files: put output_dir, model and data on a shared file system."
+        )
+    return start
 
 
 def find_start(config: RunConfig, batch: BatchPlan, base: str, data: str) -> CheckpointFacts:
@@ -232,7 +255,10 @@ def _build_model(
         adapted.enable_input_require_grads()
     initial = _initial_lora(adapted, config, paths, start)
     del sharded
-    return LanguageModel(adapted), initial, attention.startswith("flash")
+    # Varlen kernels (also those of the kernel hub) tell documents apart in a single row only;
+    # virtual tokens stand before every row, so theirs are never joined.
+    varlen = "flash" in attention and config.adapter.method not in VIRTUAL_TOKEN_METHODS
+    return LanguageModel(adapted), initial, varlen
 
 
 def _load_on_all(config: RunConfig, architecture: PretrainedConfig, ranks: Ranks) -> Any:
@@ -261,9 +287,9 @@ def _write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
     paths = run.paths
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     remove_partial(paths)
-    paths.recipe.write_text(dump_recipe(run.config))
-    paths.ds_config.write_text(json.dumps(ds_config, indent=1) + "\n")
-    paths.audit.write_text(json.dumps(run.data.audit, indent=1) + "\n")
+    replace_text(paths.recipe, dump_recipe(run.config))
+    replace_text(paths.ds_config, json.dumps(ds_config, indent=1) + "\n")
+    replace_text(paths.audit, json.dumps(run.data.audit, indent=1) + "\n")
     packages = ("ds-train", "deepspeed", "torch", "transformers", "peft", "datasets")
     facts = {
         "base_fingerprint": run.start.base_fingerprint,
@@ -273,6 +299,6 @@ def _write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
         "total_steps": run.total_steps,
         "versions": {name: version(name) for name in packages},
     }
-    paths.run_facts.write_text(json.dumps(facts, indent=1) + "\n")
+    replace_text(paths.run_facts, json.dumps(facts, indent=1) + "\n")
     if run.initial and not run.start.step:
         save_tensors(paths.root / INITIAL_LORA, run.initial)
