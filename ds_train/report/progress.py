@@ -7,6 +7,7 @@ Time left comes from the mean of this process's own steps, the first left out (i
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TextIO
 
@@ -91,10 +92,12 @@ def step_line(record: StepRecord, total_steps: int, left_seconds: float | None) 
         f"step {record.step:,}/{total_steps:,}",
         f"loss {record.loss:.3f}",
         f"lr {record.learning_rate:.1e}",
-        f"grad_norm {record.grad_norm:.2f}",
+        # only fp16 goes on after one that is not finite: it skips the update
+        f"grad_norm {record.grad_norm:.2f}"
+        + ("" if math.isfinite(record.grad_norm) else " (fp16 overflow, no update)"),
         f"{record.tokens_per_second:,.0f} tokens/s",
     ]
-    if left_seconds is not None:
+    if left_seconds is not None and record.step < total_steps:
         parts.append(f"{format_seconds(left_seconds)} left")
     return "  ".join(parts)
 

@@ -45,6 +45,19 @@ def test_step_line_word_for_word() -> None:
     )
 
 
+def test_an_update_that_fp16_skips_is_said() -> None:
+    assert step_line(replace(STEP, grad_norm=float("inf")), 2000, None) == (
+        "step 120/2,000  loss 1.234  lr 9.8e-04  grad_norm inf (fp16 overflow, no update)  "
+        "12,345 tokens/s"
+    )
+
+
+def test_after_the_last_step_no_time_is_left_to_speak_of() -> None:
+    assert step_line(STEP, 120, 0.0) == (
+        "step 120/120  loss 1.234  lr 9.8e-04  grad_norm 0.52  12,345 tokens/s"
+    )
+
+
 def test_evaluation_line_word_for_word() -> None:
     assert evaluation_line(EVALUATION) == (
         "evaluation after step 1,200  loss 0.500  perplexity 1.65  token accuracy 87.5%"
@@ -71,7 +84,7 @@ def test_time_left_is_that_of_the_steps_still_to_come() -> None:
     lines = shown(ReportConfig(log_every=10), io.StringIO()).splitlines()
     assert "left" not in lines[0]
     assert lines[1].endswith("1.5 s left")
-    assert lines[3].endswith("0.0 s left")
+    assert "left" not in lines[3]
 
 
 def test_a_resumed_run_counts_only_its_own_steps() -> None:
