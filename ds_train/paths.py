@@ -15,7 +15,7 @@ def default_cache_dir() -> Path:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file in one move: whoever reads it, or a power cut, finds the old or the new."""
+    """Write a small file in one move: a reader, or a power cut, meets the old or the new one."""
     new = path.with_name(f".{path.name}.new")
     with new.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -117,13 +117,11 @@ def test_train_dry_run_prints_the_launchers_command(recipe: str, tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.yaml", "train.jsonl"]
 
 
-def test_arguments_that_a_remote_shell_would_change_go_into_a_file(
+def test_several_machines_read_one_file_that_says_everything(
     recipe: str, tmp_path: Path, capsys
 ) -> None:
     (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
     arguments = [f"cluster.hostfile={tmp_path}/hosts", "cluster.processes_per_node=1"]
-    assert main(["train", recipe, *arguments, "--dry-run"]) == 0
-    assert capsys.readouterr().out.split()[-3:] == [recipe, *arguments]
     arguments.append("adapter.target_modules=[q_proj, v_proj]")
     assert main(["train", recipe, *arguments, "--dry-run"]) == 0
     assert capsys.readouterr().out.split()[-1] == f"{tmp_path}/run/recipe.launch.yaml"

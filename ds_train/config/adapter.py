@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ds_train.config.base import Count, Section
+from ds_train.config.base import Count, Section, UserPath
 
 Method = Literal["lora", "ia3", "prompt_tuning", "prefix_tuning", "partial", "full"]
 
@@ -62,5 +62,5 @@ class AdapterConfig(Section):
     trainable: list[str] = []
     """`partial`: regular expressions; a parameter trains when one is found in its name."""
 
-    path: str | None = None
+    path: UserPath | None = None
     """Continue from this PEFT adapter folder; its own settings replace the ones here."""

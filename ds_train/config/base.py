@@ -5,9 +5,10 @@ The string under a field is its documentation.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from ds_train.units import Duration, parse_bytes, parse_count, parse_duration
 
@@ -37,5 +38,13 @@ Span = Annotated[Duration, BeforeValidator(parse_duration), PlainSerializer(str)
 """`500 steps`, `1 epoch` or `1B tokens`; a bare number means steps."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _expand_home(text: str) -> str:
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+UserPath = Annotated[str, AfterValidator(_expand_home)]
+"""A path, or a name that may be one; `~` is the home folder."""
 
 Dtype = Literal["bf16", "fp16", "fp32"]

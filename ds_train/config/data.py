@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ds_train.config.base import Count, Section
+from ds_train.config.base import Count, Section, UserPath
 
 Format = Literal[
     "messages",
@@ -107,5 +107,5 @@ class DataConfig(Section):
     num_workers: Count | None = None
     """Processes that tokenise; one per core when left out."""
 
-    cache_dir: str | None = None
+    cache_dir: UserPath | None = None
     """Folder of tokenised data; ~/.cache/ds-train (or $DS_TRAIN_CACHE) when left out."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ds_train.config.base import Dtype, Section
+from ds_train.config.base import Dtype, Section, UserPath
 
 
 class ModelConfig(Section):
     """A causal language model of Hugging Face format."""
 
-    name_or_path: str
+    name_or_path: UserPath
     """Local folder or hub name of an `AutoModelForCausalLM`."""
 
     revision: str | None = None
     """Branch, tag or commit on the hub."""
 
-    tokenizer_name_or_path: str | None = None
+    tokenizer_name_or_path: UserPath | None = None
     """Folder or hub name of the tokenizer; the model's own when left out."""
 
     dtype: Dtype = "bf16"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ds_train.config.adapter import AdapterConfig
-from ds_train.config.base import Section
+from ds_train.config.base import Section, UserPath
 from ds_train.config.checkpoint import CheckpointConfig
 from ds_train.config.cluster import ClusterConfig
 from ds_train.config.data import DataConfig
@@ -17,7 +17,7 @@ from ds_train.config.train import TrainConfig
 class RunConfig(Section):
     """One run: a recipe with its overrides applied."""
 
-    output_dir: str
+    output_dir: UserPath
     """Folder of the run: recipe, DeepSpeed config, audit, metrics, checkpoints."""
 
     model: ModelConfig

@@ -31,9 +31,10 @@ def open_tokenizer(config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     name = config.tokenizer_name_or_path or config.name_or_path
+    revision = None if config.tokenizer_name_or_path else config.revision
     try:
         return AutoTokenizer.from_pretrained(
-            name, revision=config.revision, trust_remote_code=config.trust_remote_code
+            name, revision=revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         field = "tokenizer_name_or_path" if config.tokenizer_name_or_path else "name_or_path"

@@ -1,7 +1,8 @@
 """Everything between the recipe's data section and token rows: tokenised once, then opened.
 
-`prepare_data` runs in one process before any process group exists; every rank then calls
-`open_data`, which only maps the files. Both give the same PreparedData.
+`prepare_data` runs in one process before any process group exists, and reads every byte to see
+that the files are whole. Every rank then calls `open_data`, which only maps them (and makes them
+where the launcher was started by hand). Both give the same PreparedData.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from ds_train.data.divide import PreparedData, divide
 from ds_train.data.encode import TextEncoder, open_tokenizer
 from ds_train.data.fingerprint import store_fingerprint
 from ds_train.data.formats import RowFormat, choose_format
+from ds_train.data.lock import locked
 from ds_train.data.read import Row, read_rows
 from ds_train.data.sources import Source, resolve_sources
-from ds_train.data.store import StoreWriter, TokenStore, remove_store, store_fault
+from ds_train.data.store import StoreWriter, TokenStore, cannot_write, remove_store, store_fault
 from ds_train.data.templates import ChatTemplate, choose_template
 from ds_train.data.tokenise import Job, SourcePlan, tokenise_sources
 from ds_train.errors import DataError
@@ -35,33 +37,45 @@ def prepare_data(config: RunConfig, say: Callable[[str], object] = print) -> Pre
     check_max_length(config)
     sources = resolve_sources(config.data)
     folder = _store_folder(config, sources)
-    fault = store_fault(folder, checksums=True)
-    if fault is None:
-        say(f"data: tokenised before, {folder}")
-    else:
-        if folder.exists():
-            say(f"data: {folder} is broken ({fault}); made anew")
-            remove_store(folder)
-        _tokenise(config, sources, folder, say)
+    _make(config, sources, folder, checksums=True, say=say)
     return divide(config, sources, TokenStore.open(folder), folder.name)
 
 
 def open_data(config: RunConfig) -> PreparedData:
-    """Opens what prepare_data made; DataError when it was not called on this machine."""
+    """Opens what prepare_data made; the first rank of a machine makes it where nobody did."""
     sources = resolve_sources(config.data)
     folder = _store_folder(config, sources)
-    if not folder.exists():
-        raise DataError(
-            f'data.cache_dir = "{folder.parent}": the data of this recipe is not tokenised here; '
-            "run `ds-train data` with the recipe, or put the folder where all nodes see it."
-        )
+    _make(config, sources, folder, checksums=False, say=lambda text: None)
     return divide(config, sources, TokenStore.open(folder), folder.name)
+
+
+def _make(
+    config: RunConfig,
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    checksums: bool,
+    say: Callable[[str], object],
+) -> None:
+    """Tokenise into `folder` unless it is there and whole; one process at a time."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        fault = store_fault(folder, checksums=checksums)
+        if fault is None:
+            say(f"data: tokenised before, {folder}")
+            return
+        if folder.exists():
+            say(f"data: {folder} is broken ({fault}); made anew")
+            remove_store(folder)
+        _tokenise(config, sources, folder, say)
 
 
 def cache_folder(config: RunConfig) -> Path:
     """Folder that holds tokenised data of all recipes."""
-    chosen = config.data.cache_dir
-    return Path(chosen).expanduser() if chosen else default_cache_dir()
+    return Path(config.data.cache_dir or default_cache_dir())
 
 
 def _store_folder(config: RunConfig, sources: Sequence[Source]) -> Path:

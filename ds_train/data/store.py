@@ -109,7 +109,7 @@ class StoreWriter:
             for name in self._dtypes:
                 self._files[name] = (self._temporary / f"{name}.bin").open("wb")
         except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+            raise cannot_write(self.folder, error) from error
         return self
 
     def append(self, chunk: SampleChunk) -> None:
@@ -120,7 +120,7 @@ class StoreWriter:
             try:
                 self._files[name].write(data)
             except OSError as error:
-                raise _cannot_write(self.folder, error) from error
+                raise cannot_write(self.folder, error) from error
         self._num_tokens += len(chunk.tokens)
         self._num_samples += len(chunk.lengths)
 
@@ -136,7 +136,7 @@ class StoreWriter:
             if kind is None:
                 self._publish()
         except OSError as failure:
-            raise _cannot_write(self.folder, failure) from failure
+            raise cannot_write(self.folder, failure) from failure
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -170,7 +170,8 @@ class StoreWriter:
                 raise
 
 
-def _cannot_write(folder: Path, error: OSError) -> DataError:
+def cannot_write(folder: Path, error: OSError) -> DataError:
+    """The fault of a cache folder that can't be made or is full."""
     return DataError(
         f'data.cache_dir = "{folder.parent}": {error.strerror or error}; free some space or '
         "choose another folder with data.cache_dir or $DS_TRAIN_CACHE."

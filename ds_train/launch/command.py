@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import socket
 import sys
@@ -12,9 +11,6 @@ from pathlib import Path
 
 from ds_train.config.run import RunConfig
 from ds_train.launch.world import World, find_world, parse_launcher_args
-
-# pdsh hands arguments to a remote shell, which expands or splits anything else
-_PLAIN = re.compile(r"[A-Za-z0-9_./:=,+%@^-]+")
 
 
 def launcher_command(
@@ -56,11 +52,6 @@ def launcher_environment(world: World) -> dict[str, str]:
     here = max(len(slots) for slots in world.slots.values())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
     return environment
-
-
-def is_plain(arguments: Sequence[str]) -> bool:
-    """Whether every argument survives a remote shell."""
-    return all(_PLAIN.fullmatch(argument) for argument in arguments)
 
 
 def free_port() -> int:

@@ -128,6 +128,7 @@ def parse_launcher_args(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num_nodes", type=int, default=-1)
     parser.add_argument("--num_gpus", "--num_accelerators", type=int, default=-1)
     parser.add_argument("--master_port", type=int, default=None)
+    parser.add_argument("--launcher", default="pdsh")
     for own in ("--module", "--no_python", "--autotuning"):
         if own in arguments:
             raise ConfigError(f"launcher arguments: {own} is set by ds-train itself; remove it.")
@@ -135,6 +136,12 @@ def parse_launcher_args(arguments: Sequence[str]) -> argparse.Namespace:
         given, rest = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ConfigError(f"launcher arguments: {error}.") from None
+    if given.launcher != "pdsh":
+        raise ConfigError(
+            f"launcher arguments: --launcher {given.launcher}: it tells its processes their rank "
+            "in variables that ds-train does not read yet; use pdsh, or start `deepspeed "
+            "--no_ssh --node_rank N ...` on every machine."
+        )
     if rest and not rest[0].startswith("-"):
         raise ConfigError(
             f'launcher arguments: "{rest[0]}" is no argument of the deepspeed launcher; what '

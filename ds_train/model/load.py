@@ -19,8 +19,18 @@ from ds_train.errors import ModelError, quoted, reason
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int) -> Any:
+def load_model(
+    config: ModelConfig,
+    architecture: PretrainedConfig,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+) -> Any:
     """The base model (a PreTrainedModel): each parameter as in its files or, if asked for, random.
+
+    Args:
+        device: a GPU to load onto directly, so that no rank needs the model in host memory too;
+            None for the CPU, and under ZeRO-3, which shards while it loads.
 
     Raises:
         ModelError: weights are missing, of another shape or unreadable.
@@ -28,6 +38,8 @@ def load_model(config: ModelConfig, architecture: PretrainedConfig, *, seed: int
     if config.init == "random":
         return _random_model(config, architecture, seed)
     kwargs: dict[str, Any] = {"attn_implementation": config.attn_implementation}
+    if device is not None:
+        kwargs["device_map"] = {"": device}
     if config.quantization != "none":
         kwargs["quantization_config"] = _quantization(config)
     level = logging.get_verbosity()

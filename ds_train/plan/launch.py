@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_train.errors import ConfigError
-from ds_train.launch.command import is_plain, launcher_command
+from ds_train.launch.command import launcher_command
+from ds_train.paths import default_cache_dir
 from ds_train.plan.validate import Plan, validate
 
 LAUNCH_RECIPE = "recipe.launch.yaml"
@@ -34,7 +35,12 @@ def plan_launch(
     plan = validate(recipe_path, overrides, launcher_args)
     _check_device(plan)
     written = None
-    if not plan.world.is_local and not is_plain([str(recipe_path), *overrides]):
+    if not plan.world.is_local:
+        # Other machines get neither our environment (DS_TRAIN_CACHE) nor arguments that pdsh's
+        # remote shell would take apart: they read one file that says everything.
+        cache_dir = str(Path(plan.config.data.cache_dir or default_cache_dir()).resolve())
+        data = plan.config.data.model_copy(update={"cache_dir": cache_dir})
+        plan = replace(plan, config=plan.config.model_copy(update={"data": data}))
         written = Path(plan.config.output_dir) / LAUNCH_RECIPE
         recipe_path, overrides = written, ()
     command = launcher_command(plan.config, recipe_path, overrides, launcher_args, world=plan.world)

@@ -89,11 +89,6 @@ def _adapter(config: RunConfig) -> Iterator[str]:
             re.compile(pattern)
         except re.error as error:
             yield f'adapter.{field} = "{pattern}": not a regular expression: {error}.'
-    if adapter.method in ("lora", "ia3") and _targets(adapter.target_modules, "lm_head"):
-        yield (
-            "adapter.target_modules contains lm_head: the loss reads its weight directly, past "
-            "the adapter, so that it would not train; put lm_head into adapter.modules_to_save."
-        )
     targets, inputs = adapter.target_modules, adapter.feedforward_modules
     if isinstance(targets, list) and inputs and not set(inputs) <= set(targets):
         extra = ", ".join(sorted(set(inputs) - set(targets)))
@@ -106,17 +101,6 @@ def _adapter(config: RunConfig) -> Iterator[str]:
             "adapter.init = pissa with adapter.use_dora = true: both rewrite the base weight that "
             "the other starts from; choose one of them."
         )
-
-
-def _targets(target_modules: str | list[str] | None, name: str) -> bool:
-    if isinstance(target_modules, list):
-        return any(target.split(".")[-1] == name for target in target_modules)
-    if target_modules is None or target_modules == "all-linear":
-        return False
-    try:
-        return re.fullmatch(target_modules, name) is not None
-    except re.error:
-        return False
 
 
 def _virtual_tokens(config: RunConfig) -> Iterator[str]:

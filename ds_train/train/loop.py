@@ -20,7 +20,7 @@ from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.checkpoint.state import point_to, prune, save_checkpoint
 from ds_train.config.run import RunConfig
 from ds_train.data.loader import prefetch
-from ds_train.data.prepare import prepare_data
+from ds_train.data.prepare import open_data
 from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import quoted
@@ -40,7 +40,7 @@ def run(config: RunConfig) -> int:
     request = StopRequest()
     ranks = Ranks.from_environment()
     say = _say if ranks.is_main else _silent
-    data = prepare_data(config, say=_silent)  # first: nobody may wait for it in a collective
+    data = open_data(config)  # first: nobody may wait for it in a collective
     start_process_group(ranks)
     Loop(set_up(config, ranks, data, say), request, say).train()
     # Not after an error: it would wait for ranks that are stuck, and hide the message.

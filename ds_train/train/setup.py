@@ -226,7 +226,8 @@ def _build_model(
     architecture = load_architecture(config.model)
     pretrained = config.model.init == "pretrained"
     sharded = sharded_loading(ds_config, pretrained)  # has to live until the weights are loaded
-    model = _load_on_all(config, architecture, ranks)
+    device = ranks.device if ranks.device.type == "cuda" and sharded is None else None
+    model = _load_on_all(config, architecture, ranks, device)
     if pretrained and config.model.quantization == "none":
         files = weight_files(config.model.name_or_path, config.model.revision)
         say(
@@ -261,11 +262,16 @@ def _build_model(
     return LanguageModel(adapted), initial, varlen
 
 
-def _load_on_all(config: RunConfig, architecture: PretrainedConfig, ranks: Ranks) -> Any:
+def _load_on_all(
+    config: RunConfig,
+    architecture: PretrainedConfig,
+    ranks: Ranks,
+    device: torch.device | None,
+) -> Any:
     """The base model; under ZeRO-3 a fault can show on rank 0 alone, and the others must know."""
     model, fault = None, ""
     try:
-        model = load_model(config.model, architecture, seed=config.train.seed)
+        model = load_model(config.model, architecture, seed=config.train.seed, device=device)
     except ModelError as error:
         fault = str(error)
     if fault := ranks.first_text(fault):

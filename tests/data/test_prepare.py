@@ -100,10 +100,16 @@ def test_cache_is_found_again_and_named_by_content(stories260k: Path, tmp_path: 
     )
 
 
-def test_open_without_prepare_is_an_error(stories260k: Path, tmp_path: Path) -> None:
+def test_ranks_started_by_hand_tokenise_once(stories260k: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
-    with pytest.raises(DataError, match="not tokenised here; run `ds-train data`"):
-        open_data(recipe(stories260k, tmp_path, [{"path": path}]))
+    config = recipe(stories260k, tmp_path, [{"path": path}])
+    with ThreadPoolExecutor(2) as ranks:
+        first, second = ranks.map(open_data, [config, config])
+    assert contents(first) == contents(second)
+    (store,) = (tmp_path / "cache").glob("*/tokens.bin")
+    before = store.stat().st_mtime_ns
+    open_data(config)
+    assert store.stat().st_mtime_ns == before
 
 
 def test_a_broken_cache_is_rebuilt(stories260k: Path, tmp_path: Path) -> None:

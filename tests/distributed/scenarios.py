@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "prefix": {"adapter.method": "prefix_tuning", "data.packing": False},
     "partial": {"adapter.method": "partial", "adapter.trainable": [r"layers\.1\.", "norm"]},
     "modules-to-save": {"adapter.modules_to_save": ["lm_head"]},
+    "lora-head": {"adapter.target_modules": ["q_proj", "lm_head"]},
     "decay": {"train.weight_decay": 0.1},
     "checkpointing": {"model.gradient_checkpointing": True},
     "unpacked": {"data.packing": False},
@@ -118,6 +119,9 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
             if kind == "offload":
                 layout = {"engine.preset": f"zero{max(stage, 2)}_offload_cpu"}
             plan.append(scenario(folder, f"{kind}-z{stage}", {**changes, **layout}))
+    for stage in (1, 2, 3):
+        small = {"engine.preset": f"zero{stage}", "train.per_device_train_batch_size": 1}
+        plan.append(scenario(folder, f"bf16-small-z{stage}", {**KINDS["bf16"], **small}))
     plan.append(scenario(folder, "pissa", {"adapter.init": "pissa"}))
     plan.append(scenario(folder, "cut-pissa", {"adapter.init": "pissa"}, stop_after=2))
     plan.append(scenario(folder, "cut-pissa-on", {"adapter.init": "pissa"}, run="cut-pissa"))

@@ -94,6 +94,16 @@ def test_gradient_norm_is_known_and_equal_at_every_stage(two_ranks: Results, fam
         assert other == pytest.approx(norms[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_gradients_add_up_in_fp32(two_ranks: Results, stage: int) -> None:
+    """Four micro-batches of one row or one of four: a lost or twice counted one would show."""
+    small, large = two_ranks[f"bf16-small-z{stage}"], two_ranks["bf16-z1"]
+    exact = two_ranks["lora-z1-m4"]
+    assert small["grad_norms"][0] == pytest.approx(large["grad_norms"][0], rel=5e-3)
+    assert small["grad_norms"][0] == pytest.approx(exact["grad_norms"][0], rel=2e-2)
+    assert small["losses"] == pytest.approx(exact["losses"], rel=1e-2)
+
+
 def test_losses_fall(two_ranks: Results) -> None:
     losses = two_ranks["full-z2-m4"]["losses"]
     assert losses[-1] < losses[0] - 0.5

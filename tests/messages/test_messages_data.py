@@ -186,6 +186,6 @@ def test_cache_folder_that_can_not_be_written(stories260k: Path, tmp_path: Path)
     source = _file(tmp_path, "train.jsonl", GOOD)
     (tmp_path / "cache").write_text("a file stands here")
     assert _message(stories260k, tmp_path, source) == (
-        'data.cache_dir = "DIR/cache": Not a directory; free some space or choose another folder '
+        'data.cache_dir = "DIR/cache": File exists; free some space or choose another folder '
         "with data.cache_dir or $DS_TRAIN_CACHE."
     )
