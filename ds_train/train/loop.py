@@ -29,8 +29,9 @@ from ds_train.report.record import EvaluationRecord, Record, StepRecord
 from ds_train.report.reporter import Reporter
 from ds_train.train.due import Position, is_due
 from ds_train.train.guard import DivergenceGuard, StopRequest
+from ds_train.train.run import Run
 from ds_train.train.schedule import learning_rate, num_warmup_steps
-from ds_train.train.setup import Run, set_up
+from ds_train.train.setup import set_up
 from ds_train.train.step import evaluate_batches, train_step
 
 
