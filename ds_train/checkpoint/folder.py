@@ -117,8 +117,8 @@ def find_checkpoint(run: Path, which: str = "latest") -> Path:
         best = pointed_at(paths.checkpoints / "best")
         if best is None:
             raise CheckpointError(
-                f"{quoted(run)} has no best checkpoint: no validation loss was measured when one "
-                "was saved. Use --checkpoint latest, or set evaluate.every and data.validation."
+                f"{quoted(run)} has no best checkpoint: no validation loss was measured, or none "
+                "was lower than at the start. Use --checkpoint latest, or look at metrics.jsonl."
             )
         return best
     number = which.removeprefix("step-")

@@ -58,8 +58,8 @@ def test_no_such_checkpoint(here: Path) -> None:
         '--checkpoint step-60: "run" has no such complete checkpoint; it has latest, step-00000050.'
     )
     assert _message(generate_command, "run", "x", checkpoint="best") == (
-        '"run" has no best checkpoint: no validation loss was measured when one was saved. Use '
-        "--checkpoint latest, or set evaluate.every and data.validation."
+        '"run" has no best checkpoint: no validation loss was measured, or none was lower than at '
+        "the start. Use --checkpoint latest, or look at metrics.jsonl."
     )
 
 
