@@ -45,6 +45,7 @@ def launch(
     plan: list[dict[str, Any]],
     num_ranks: int,
     timeout_seconds: float = 600,
+    accelerator: str | None = "cpu",
 ) -> Results:
     """Start the launcher with the plan and read what the worker wrote."""
     place = folder / name
@@ -53,7 +54,9 @@ def launch(
     port = free_port()
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators"]
     command += [str(num_ranks), "--master_port", str(port), str(WORKER), str(place / "plan.json")]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if accelerator is not None:
+        environment["DS_ACCELERATOR"] = accelerator
     with (place / "log").open("w") as log:
         subprocess.run(
             command, env=environment, stdout=log, stderr=log, timeout=timeout_seconds, check=False

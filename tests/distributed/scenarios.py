@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "random": {"adapter.method": "full", "model.init": "random"},
     "offload": {},
     "bf16": {"model.dtype": "bf16"},
+    "fp16": {"model.dtype": "fp16", "train.max_steps": 8},
     "bf16-full": {"model.dtype": "bf16", "adapter.method": "full"},
 }
 TWELVE_STEPS = {"train.max_steps": 12, "train.lr_scheduler_type": "constant"}
@@ -152,7 +153,6 @@ def one_rank_plan(folder: Path) -> list[dict[str, Any]]:
     other_recipe = {"train.learning_rate": 0.02}
     plan.append(scenario(folder, "other-recipe", other_recipe, run="lora-z2-m4"))
     plan.append(scenario(folder, "complete", {}, run="lora-z2-m4"))
-    plan.append(scenario(folder, "fp16-one", {"model.dtype": "fp16", "train.max_steps": 8}))
     adafactor = {"adapter.method": "full", "train.optim": "adafactor", "engine.preset": "zero0"}
     plan.append(scenario(folder, "adafactor", adafactor))
     plan.append(scenario(folder, "cut-adafactor", adafactor, stop_after=2))
