@@ -8,6 +8,7 @@ Time left comes from the mean of this process's own steps, the first left out (i
 from __future__ import annotations
 
 import math
+import os
 import sys
 from typing import TextIO
 
@@ -78,8 +79,16 @@ class Progress:
 
 def _style(wanted: str, stream: TextIO) -> str:
     if wanted == "auto":
-        return "bar" if stream.isatty() else "plain"
+        return "bar" if _has_screen(stream) else "plain"
     return wanted
+
+
+def _has_screen(stream: TextIO) -> bool:
+    """A terminal with lines; one without (of `script`, or a container) would show no bar."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
+    except OSError:
+        return False
 
 
 def _bar_text(record: StepRecord) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import termios
 from dataclasses import replace
 
 import pytest
@@ -35,8 +37,29 @@ EVALUATION = EvaluationRecord(
 
 
 class Terminal(io.StringIO):
+    """One end of a pseudo-terminal for its size; what is written stays here."""
+
+    def __init__(self, lines: int = 40) -> None:
+        super().__init__()
+        self._far, self._near = os.openpty()
+        termios.tcsetwinsize(self._near, (lines, 120))
+
     def isatty(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return self._near
+
+    def close(self) -> None:
+        os.close(self._far)
+        os.close(self._near)
+        super().close()
+
+
+def test_a_terminal_without_lines_gets_plain_ones() -> None:
+    stream = Terminal(lines=0)
+    Progress(ReportConfig(log_every=1), 10, stream=stream).show(replace(STEP, step=1))
+    assert stream.getvalue().startswith("step 1/10  loss")
 
 
 def test_step_line_word_for_word() -> None:
