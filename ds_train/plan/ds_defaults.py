@@ -104,7 +104,9 @@ def default_values(config: RunConfig, stage: int, given: dict[str, Any]) -> dict
         "gradient_allreduce_op": "mean",
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
-        "communication_data_type": config.model.dtype,
+        # An adapter's gradients are few, so they travel whole; those of a whole model would be
+        # twice the traffic.
+        "communication_data_type": config.model.dtype if _trains_base(config) else "fp32",
         "data_types": {"grad_accum_dtype": config.model.dtype if stage == 0 else "fp32"},
         "checkpoint": {
             "tag_validation": "Fail",
@@ -125,6 +127,10 @@ def default_values(config: RunConfig, stage: int, given: dict[str, Any]) -> dict
     return defaults
 
 
+def _trains_base(config: RunConfig) -> bool:
+    return config.adapter.method in ("full", "partial")
+
+
 def _uses_nvme(given: dict[str, Any]) -> bool:
     zero = given.get("zero_optimization", {})
     blocks = (zero.get("offload_optimizer", {}), zero.get("offload_param", {}))
@@ -134,7 +140,7 @@ def _uses_nvme(given: dict[str, Any]) -> bool:
 def fill_auto(resolved: dict[str, Any], config: RunConfig) -> None:
     """Sizes that follow from what trains."""
     zero, stage = resolved["zero_optimization"], resolved["zero_optimization"]["stage"]
-    adapter = config.adapter.method not in ("full", "partial")
+    adapter = not _trains_base(config)
     # Buffers have this many elements whatever trains: 20 MB in bf16 are plenty for an adapter,
     # 100 MB keep a link busy for a whole model (PyTorch's DDP takes 25 MB).
     values = {

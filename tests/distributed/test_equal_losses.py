@@ -113,7 +113,7 @@ def test_losses_fall(two_ranks: Results) -> None:
 @pytest.mark.parametrize("kind", [k for k in scenarios.KINDS if k != "dropout"])
 def test_every_kind_of_training_is_equal_at_stages_1_and_3(two_ranks: Results, kind: str) -> None:
     one, three = two_ranks[f"{kind}-z1"], two_ranks[f"{kind}-z3"]
-    tolerance = 2e-2 if "16" in kind else 2e-5
+    tolerance = 2e-3 if "16" in kind else 2e-5
     assert one["losses"] == pytest.approx(three["losses"], rel=tolerance)
     assert one["losses"][-1] != one["losses"][0]
     assert len(one["evaluations"]) == 1
