@@ -36,7 +36,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "random": {"adapter.method": "full", "model.init": "random"},
     "offload": {},
     "bf16": {"model.dtype": "bf16"},
-    "fp16": {"model.dtype": "fp16", "train.max_steps": 8},
+    # A first loss scale so high that the gradients overflow until it has come down.
+    "fp16": {
+        "model.dtype": "fp16",
+        "train.max_steps": 8,
+        "engine.overrides": {"fp16": {"initial_scale_power": 18}},
+    },
     "bf16-full": {"model.dtype": "bf16", "adapter.method": "full"},
 }
 TWELVE_STEPS = {"train.max_steps": 12, "train.lr_scheduler_type": "constant"}
@@ -81,14 +86,14 @@ def recipe(folder: Path, run: str, changes: dict[str, Any]) -> dict[str, Any]:
             "learning_rate": 0.01,
             "warmup_steps": 1,
         },
-        "engine": {"preset": "zero2", "overrides": SHARD_ALL},
+        "engine": {"preset": "zero2", "overrides": {}},
         "report": {"progress": "none"},
     }
     for key, value in changes.items():
         section, name = key.split(".")
         result[section] = {**result.get(section, {}), name: value}
-    if "3" not in result["engine"]["preset"]:
-        result["engine"]["overrides"] = {}
+    if "3" in result["engine"]["preset"]:
+        result["engine"]["overrides"] = {**SHARD_ALL, **result["engine"]["overrides"]}
     return result
 
 
