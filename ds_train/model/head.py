@@ -66,7 +66,7 @@ class LossHead:
                 softcap=softcap,
                 scale=scale,
             )
-        # A wrapped layer (modules_to_save, quantised): its own forward makes the logits.
+        # A wrapped layer (LoRA, modules_to_save, quantised): its own forward makes the logits.
         supervised = labels != IGNORE
         logits = self._project(hidden[supervised])
         return cross_entropy_sum(cap_logits(logits, softcap, scale), labels[supervised])
