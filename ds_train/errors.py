@@ -7,6 +7,7 @@ traceback; anything that is not a `DsTrainError` is a defect of ours and keeps i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def quoted(value: object) -> str:
@@ -42,7 +43,15 @@ class InputError(DsTrainError):
 
 
 class ConfigError(InputError):
-    """A recipe with settings that are wrong, by themselves or together."""
+    """A recipe with settings that are wrong, by themselves or together.
+
+    `rest` is the recipe without its faulty settings (a `RunConfig`), where that is one: what it
+    names can be looked for all the same.
+    """
+
+    def __init__(self, faults: str | Sequence[str], rest: Any = None) -> None:
+        super().__init__(faults)
+        self.rest = rest
 
 
 class DataError(InputError):

@@ -54,6 +54,15 @@ def test_validate(recipe: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_wrong_settings_and_missing_files_are_told_together(recipe: str, tmp_path: Path) -> None:
+    done = ds_train("validate", recipe, "train.lr=1", "data.train.0.path=./trian.jsonl")
+    assert done.returncode == 2
+    faults = done.stderr.splitlines()
+    assert faults[0] == "error: 2 faults:"
+    assert faults[1].startswith("  train.lr: no such setting; here it is train.learning_rate")
+    assert faults[2].startswith('  data.train[0].path = "./trian.jsonl": no such file')
+
+
 def test_validate_prints_the_resolved_ds_config(recipe: str) -> None:
     done = ds_train("validate", recipe, "engine.preset=zero3", "--ds-config")
     resolved = json.loads(done.stdout)

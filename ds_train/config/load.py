@@ -54,7 +54,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config, schema_faults = _build(raw, origin)
     faults = document.faults + faults + schema_faults
     if faults or config is None:
-        raise ConfigError(faults)
+        raise ConfigError(faults, rest=config or _without_faults(raw))
     return config
 
 
@@ -149,6 +149,18 @@ def _faults_of_the_rest(
             and not any(key in message for key in removed)
         }
     return {}
+
+
+def _without_faults(raw: dict[str, Any]) -> RunConfig | None:
+    """The recipe without its faulty entries; None where something that is needed is missing."""
+    rest = copy.deepcopy(raw)
+    for _ in range(2):  # rules about whole sections show themselves in the second round
+        try:
+            return RunConfig.model_validate(rest)
+        except ValidationError as error:
+            for path in describe_faults(error, lambda place: ""):
+                _remove(rest, path)
+    return None
 
 
 def _remove(raw: Any, path: KeyPath) -> bool:

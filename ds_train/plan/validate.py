@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_train.config.files import check_files
+from ds_train.config.files import check_files, check_paths
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.errors import ConfigError
@@ -32,7 +32,11 @@ def validate(
     recipe_path: str | Path, overrides: Sequence[str] = (), launcher_args: Sequence[str] = ()
 ) -> Plan:
     """Load and check a recipe. Raises ConfigError with every fault; writes nothing."""
-    config = load_recipe(recipe_path, overrides)
+    try:
+        config = load_recipe(recipe_path, overrides)
+    except ConfigError as error:
+        paths = check_paths(error.rest) if error.rest is not None else []
+        raise ConfigError([*error.faults, *paths]) from None
     faults = check_files(config)
     world, batch, ds_config = None, None, None
     try:
