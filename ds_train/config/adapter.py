@@ -12,6 +12,8 @@ from pydantic import Field
 from ds_train.config.base import Count, Section, UserPath
 
 Method = Literal["lora", "ia3", "prompt_tuning", "prefix_tuning", "partial", "full"]
+VIRTUAL_TOKEN_METHODS = ("prompt_tuning", "prefix_tuning")
+"""Those that put learned tokens before every row."""
 
 
 class AdapterConfig(Section):

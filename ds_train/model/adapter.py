@@ -30,7 +30,6 @@ from ds_train.config.adapter import AdapterConfig
 from ds_train.errors import ConfigError, ModelError, quoted, reason
 from ds_train.model.write import save_tensors
 
-VIRTUAL_TOKEN_METHODS = ("prompt_tuning", "prefix_tuning")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_NAME = "default"

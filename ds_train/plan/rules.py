@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.base import Section
 from ds_train.config.run import RunConfig
 from ds_train.plan.ds_config import zero_settings
 from ds_train.plan.rules_engine import offload_rules, zero_rules
 from ds_train.units import Duration
 
-VIRTUAL_TOKENS = ("prompt_tuning", "prefix_tuning")
-PEFT_METHODS = ("lora", "ia3", *VIRTUAL_TOKENS)
+PEFT_METHODS = ("lora", "ia3", *VIRTUAL_TOKEN_METHODS)
 
 _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "use_dora": ("lora",),
@@ -105,7 +105,7 @@ def _adapter(config: RunConfig) -> Iterator[str]:
 
 def _virtual_tokens(config: RunConfig) -> Iterator[str]:
     method = config.adapter.method
-    if method not in VIRTUAL_TOKENS:
+    if method not in VIRTUAL_TOKEN_METHODS:
         return
     if config.data.packing:
         yield (

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.run import RunConfig
 from ds_train.engine.engine import sharded_loading
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import ModelError
 from ds_train.model.adapter import (
-    VIRTUAL_TOKEN_METHODS,
     choose_trainable,
     initial_lora,
     restore_residual,

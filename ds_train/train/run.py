@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from ds_train.checkpoint.folder import CheckpointFacts
+from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch, eval_batches, step_batches
 from ds_train.data.order import StepPlan
 from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks
-from ds_train.model.adapter import VIRTUAL_TOKEN_METHODS, write_adapter
+from ds_train.model.adapter import write_adapter
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan
 
