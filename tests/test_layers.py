@@ -17,6 +17,7 @@ LAYERS: dict[str, int] = {
     "ds_train.errors": 0,
     "ds_train.units": 0,
     "ds_train.paths": 0,
+    "ds_train.locks": 0,
     # 1: pydantic and yaml
     "ds_train.config": 1,
     # 2: plain logic; never torch

@@ -21,13 +21,13 @@ from ds_train.data.divide import PreparedData, divide
 from ds_train.data.encode import TextEncoder, open_tokenizer
 from ds_train.data.fingerprint import store_fingerprint
 from ds_train.data.formats import RowFormat, choose_format
-from ds_train.data.lock import locked
 from ds_train.data.read import Row, read_rows
 from ds_train.data.sources import Source, resolve_sources
 from ds_train.data.store import StoreWriter, TokenStore, cannot_write, remove_store, store_fault
 from ds_train.data.templates import ChatTemplate, choose_template
 from ds_train.data.tokenise import Job, SourcePlan, tokenise_sources
 from ds_train.errors import DataError
+from ds_train.locks import locked
 from ds_train.paths import default_cache_dir
 from ds_train.units import format_seconds
 
