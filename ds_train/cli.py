@@ -72,6 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         "export": _export,
         "generate": _generate,
         "recipes": _recipes,
+        "build": _build,
         "quickstart": _quickstart,
     }[args.command]
     return command(args)
@@ -201,6 +202,13 @@ def _recipes(args: argparse.Namespace) -> int:
                 recipe.description, 96, initial_indent="    ", subsequent_indent="    "
             )
             print(f"{recipe.name}\n{text}")
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from ds_train.ops.build import build_command
+
+    build_command(args.kind, args.arch)
     return 0
 
 

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_generate(commands)
     _add_recipes(commands)
+    _add_build(commands)
     _add_quickstart(commands)
     return parser
 
@@ -207,6 +208,25 @@ def _add_recipes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     copy = actions.add_parser("copy", help="copy a recipe, never over an existing file")
     copy.add_argument("name")
     copy.add_argument("destination", nargs="?", help="file or folder; here when left out")
+
+
+def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "build",
+        "compile the kernels of the fused loss ahead of their first use",
+        "ds-train build\nds-train build --kind cuda --arch sm_80 sm_90      no GPU is needed for that",
+    )
+    parser.add_argument(
+        "--kind", choices=["cpu", "cuda"], help="cpu, and cuda where there is a GPU, if left out"
+    )
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        default=[],
+        metavar="sm_90",
+        help="of the GPUs that it is for; this machine's if left out",
+    )
 
 
 def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -66,6 +66,10 @@ class CheckpointError(InputError):
     """A run folder or checkpoint that can't be read, written or continued."""
 
 
+class BuildError(InputError):
+    """A kernel library that can't be compiled on this machine; one line, with the reason."""
+
+
 class TrainingDiverged(DsTrainError):
     """A loss or gradient norm that is not finite; the last checkpoint is untouched."""
 
