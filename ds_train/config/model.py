@@ -28,6 +28,11 @@ class ModelConfig(Section):
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2`, ...; Hugging Face's choice when left out."""
 
+    loss_implementation: Literal["auto", "reference", "chunked", "cpu", "cuda"] = "auto"
+    """What computes output layer and cross-entropy: `auto` takes the fastest that this machine has
+    (a C++ or CUDA kernel, compiled at its first use), `chunked` is plain torch, `reference` holds
+    the logits of all supervised tokens."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more compute, far less memory."""
 

@@ -45,6 +45,8 @@ class Batch:
     """Every sample of the batch, row after row (stays on the host)."""
     num_rows: int
     """Rows of the plan; with `flatten` they lie in one row of the tensors."""
+    num_supervised: int
+    """Labels that are not IGNORE: known here, so that no GPU has to be asked."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; the copy runs beside the computation if pinned."""
@@ -103,6 +105,7 @@ def collate(
         torch.from_numpy(position_ids) if with_positions else None,
         sample_ids=np.concatenate([np.empty(0, dtype=np.int64), *rows]),
         num_rows=len(rows),
+        num_supervised=int((labels != IGNORE).sum()),
     )
 
 

@@ -171,9 +171,22 @@ class Engine:
         """The module under DeepSpeed."""
         return self._engine.module
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss sum over the micro-batch's supervised tokens [] fp32, and right argmaxes []."""
-        return self._engine(batch.input_ids, batch.labels, batch.position_ids)
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss sum over the micro-batch's supervised tokens, [] fp32."""
+        return self._forward(batch, per_token=False)[0]
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each position's loss [b, t] fp32, zero where ignored, and whether its argmax is right."""
+        return self._forward(batch, per_token=True)
+
+    def _forward(self, batch: Batch, per_token: bool) -> Any:
+        return self._engine(
+            batch.input_ids,
+            batch.labels,
+            batch.position_ids,
+            num_supervised=batch.num_supervised,
+            per_token=per_token,
+        )
 
     def accumulate(self) -> AbstractContextManager[None]:
         """Around all backwards of one step: reduces gradients once, at the end, if coalescing."""

@@ -18,21 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
-from ds_train.data.batch import IGNORE, Batch, eval_batches
+from ds_train.data.batch import Batch, eval_batches
 from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.data.store import TokenStore
 from ds_train.errors import ConfigError, DataError, quoted
 from ds_train.evaluate.model import Target, find_target, load_for_inference
+from ds_train.model.head import LanguageModel
 from ds_train.model.tokenizer import pad_token_id
 
 Say = Callable[[str], Any]
-CHUNK_TOKENS = 1024
-"""Supervised positions whose logits are held in fp32 at once."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def evaluate_command(
     train = config.train
     started = time.monotonic()
     scores = score_samples(
-        model,
+        LanguageModel(model, config.model.loss_implementation),
         store,
         batch_size=batch_size
         or train.per_device_eval_batch_size
@@ -129,7 +127,7 @@ def _choose_split(data: PreparedData, split: str) -> TokenStore:
 
 
 def score_samples(
-    model: nn.Module,
+    model: LanguageModel,
     store: TokenStore,
     *,
     batch_size: int,
@@ -162,22 +160,14 @@ def score_samples(
     return Scores(loss_sum, num_correct)
 
 
-def _score_batch(model: nn.Module, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _score_batch(
+    model: LanguageModel, batch: Batch
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Loss sum and right argmaxes of each row [rows]."""
-    length = batch.labels.shape[1]
-    # Virtual tokens of a learned prompt stand before the row's own.
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, -length:]
-    rows, columns = (batch.labels != IGNORE).nonzero(as_tuple=True)
-    loss_sum = torch.zeros(len(batch.labels), dtype=torch.float64, device=logits.device)
-    num_correct = torch.zeros(len(batch.labels), dtype=torch.int64, device=logits.device)
-    for start in range(0, len(rows), CHUNK_TOKENS):
-        part = slice(start, start + CHUNK_TOKENS)
-        row, column = rows[part], columns[part]
-        chosen, labels = logits[row, column].float(), batch.labels[row, column]
-        losses = nn.functional.cross_entropy(chosen, labels, reduction="none")
-        loss_sum.index_add_(0, row, losses.double())
-        num_correct.index_add_(0, row, (chosen.argmax(-1) == labels).long())
-    return loss_sum.cpu().numpy(), num_correct.cpu().numpy()
+    losses, correct = model(
+        batch.input_ids, batch.labels, num_supervised=batch.num_supervised, per_token=True
+    )
+    return losses.double().sum(dim=1).cpu().numpy(), correct.sum(dim=1).cpu().numpy()
 
 
 def summarise(

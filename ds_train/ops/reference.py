@@ -3,8 +3,8 @@
     z = scale * (hidden weight^T + bias);  z <- cap * tanh(z / cap) if there is a cap
     loss = logsumexp(z) - z[label]
 
-Logits are computed for supervised positions only, and the losses in fp32. Every faster
-implementation is tested against this one.
+Logits are computed for supervised positions only, and the losses in fp32, or in fp64 for fp64
+input. Every faster implementation is tested against this one; its gradients are autograd's.
 """
 
 from __future__ import annotations
@@ -24,39 +24,29 @@ def cap_logits(logits: Tensor, softcap: float | None, scale: float = 1.0) -> Ten
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of losses and number of right argmaxes over supervised positions.
-
-    Args:
-        logits: [n, v], already capped and scaled.
-        labels: [n], int64, every one of them supervised.
-
-    Returns:
-        loss_sum [] in fp32 (fp64 for fp64 logits), num_correct [] int64.
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    loss_sum = F.cross_entropy(logits, labels, reduction="sum")
-    return loss_sum, (logits.detach().argmax(dim=-1) == labels).sum()
-
-
-def linear_cross_entropy_sum(
+def reference_logits(
     hidden: Tensor,
     weight: Tensor,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Logits [n, v] in fp32 (fp64); the GEMM is made in the dtype of hidden [n, d]."""
+    logits = F.linear(hidden, weight)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return cap_logits(logits if bias is None else logits + bias, softcap, logit_scale)
+
+
+def reference_losses(
+    logits: Tensor,
     labels: Tensor,
     *,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """LM head + cross-entropy, summed over the supervised positions.
-
-    Args:
-        hidden: [..., d]; weight: [v, d]; bias: [v]; labels: [...] with IGNORE where masked.
-
-    Returns:
-        loss_sum [] in fp32, num_correct [] int64. With no supervised position the sum is 0 and
-        still has a gradient (of zeros), as ZeRO needs every rank to run the same backward.
-    """
-    supervised = labels != IGNORE
-    logits = F.linear(hidden[supervised], weight, bias)
-    return cross_entropy_sum(cap_logits(logits, softcap, scale), labels[supervised])
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """Loss of each row [n] from logits [n, v], every label supervised."""
+    loss = F.cross_entropy(
+        logits, labels, class_weight, reduction="none", label_smoothing=label_smoothing
+    )
+    return loss + z_loss * logits.logsumexp(dim=-1).square() if z_loss else loss

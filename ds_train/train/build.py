@@ -79,7 +79,7 @@ def build_model(
     # Varlen kernels (also those of the kernel hub) tell documents apart in a single row only;
     # virtual tokens stand before every row, so theirs are never joined.
     varlen = "flash" in attention and config.adapter.method not in VIRTUAL_TOKEN_METHODS
-    return LanguageModel(adapted), initial, varlen
+    return LanguageModel(adapted, config.model.loss_implementation), initial, varlen
 
 
 def _load_on_all(

@@ -121,7 +121,7 @@ def check_packing_isolation(
         rows = [np.array([0, 1]), np.array([0, 1])]
         store: Any = _TwoDocuments(first, vocab_size)  # all that `collate` asks of a TokenStore
         batch = collate(store, rows, pad_token_id=0, flatten=flatten)
-        losses.append(float(engine.forward(batch.to(engine.ranks.device))[0]))
+        losses.append(float(engine.forward(batch.to(engine.ranks.device))))
     engine.train_mode(True)
     if losses[0] != losses[1]:
         raise ConfigError(

@@ -60,6 +60,7 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     )
     often = "every micro-batch" if engine.stage >= 2 and not coalesce else "once a step"
     say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, gradients reduced {often}")
+    say(f"loss: {model.head.describe()}")
     if config.data.packing:
         text = model.model.config.get_text_config()
         check_packing_isolation(

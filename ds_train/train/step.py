@@ -54,7 +54,7 @@ def train_step(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     with engine.accumulate():
         for batch in batches:
-            batch_loss_sum, _ = engine.forward(batch.to(device))
+            batch_loss_sum = engine.forward(batch.to(device))
             engine.backward(batch_loss_sum / num_supervised)
             loss_sum += batch_loss_sum.detach()
     total, num_stops, *peaks = engine.ranks.sum(_pack(engine.ranks, loss_sum, stop)).tolist()
@@ -92,10 +92,9 @@ def evaluate_batches(engine: Engine, batches: Iterable[Batch]) -> Evaluation:
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     engine.train_mode(False)
     for batch in batches:
-        on_device = batch.to(device)
-        loss_sum, num_correct = engine.forward(on_device)
-        num_tokens = (on_device.labels >= 0).sum()
-        sums += torch.stack([loss_sum.double(), num_correct.double(), num_tokens.double()])
+        losses, correct = engine.token_losses(batch.to(device))
+        sums[:2] += torch.stack([losses.double().sum(), correct.double().sum()])
+        sums[2] += batch.num_supervised
     engine.train_mode(True)
     loss_sum, num_correct, num_tokens = engine.ranks.sum(sums).tolist()
     return Evaluation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -20,6 +21,7 @@ from ds_train.checkpoint.export import export_command
 from ds_train.data.store import TokenStore
 from ds_train.errors import ConfigError, DataError, ModelError
 from ds_train.evaluate.loss import evaluate_command, score_samples, summarise
+from ds_train.model.head import LanguageModel
 from ds_train.model.tiny import save_tiny, tiny_model
 
 NUMBERS = ("num_samples", "supervised_tokens", "loss", "token_accuracy", "exact_match")
@@ -56,7 +58,14 @@ def _model(kind: str, base: Path) -> Any:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_scores_are_those_of_a_plain_loop(kind: str, batch_size: int, tiny_base: Path) -> None:
     model, store = _model(kind, tiny_base), _random_store()
-    scores = score_samples(model, store, batch_size=batch_size, max_length=64, pad_token_id=0)
+    wrapped = LanguageModel(copy.deepcopy(model))
+    scores = score_samples(
+        wrapped,
+        store,
+        batch_size=batch_size,
+        max_length=64,
+        pad_token_id=0,
+    )
     for sample in range(store.num_samples):
         ids = torch.from_numpy(store.tokens(sample).astype("int64"))
         with torch.no_grad():
@@ -79,7 +88,8 @@ def test_exact_match_counts_answers_that_greedy_decoding_gives(tiny_base: Path) 
     ids = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     masks = [[0] * len(prompts[i]) + [1] * len(answers[i]) for i in range(4)]
     store = make_store(ids, masks)
-    scores = score_samples(model, store, batch_size=4, max_length=64, pad_token_id=0)
+    wrapped = LanguageModel(model)
+    scores = score_samples(wrapped, store, batch_size=4, max_length=64, pad_token_id=0)
     numbers = summarise(store, scores)
     assert numbers["exact_match"] == 0.75 and numbers["token_accuracy"] < 1
     assert numbers["num_samples"] == 4 and numbers["supervised_tokens"] == sum(map(len, answers))

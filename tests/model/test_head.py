@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 from ds_train.model.head import LanguageModel
 from ds_train.model.tiny import tiny_model
-from ds_train.ops.reference import IGNORE, linear_cross_entropy_sum
+from ds_train.ops import linear_cross_entropy
+from ds_train.ops.reference import IGNORE
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"tie_word_embeddings": False}),
@@ -55,11 +56,12 @@ def test_loss_gradient_and_logits_equal_the_models_own(
     logits = plain(input_ids=ids).logits.detach()
 
     wrapped = LanguageModel(tiny_model(family, **settings))
-    loss_sum, num_correct = wrapped(ids, labels)
+    loss_sum, _ = wrapped(ids, labels)
     loss_sum.backward()
     assert loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
-    right = (logits.argmax(-1) == labels) & (labels != IGNORE)
-    assert num_correct.item() == right.sum().item()
+    losses, correct = wrapped(ids, labels, per_token=True)
+    assert losses.sum().item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(correct, (logits.argmax(-1) == labels) & (labels != IGNORE))
     for name, parameter in wrapped.model.named_parameters():
         if name in gradients:
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=2e-4, atol=1e-5)
@@ -91,6 +93,35 @@ def test_modules_to_save_trains_its_copy_of_the_head() -> None:
     assert head.original_module.weight.grad is None
 
 
+@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.5}, {"use_dora": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_on_the_head(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    ids, labels = batch()
+    base = tiny_model("llama", tie_word_embeddings=False).to(dtype)
+    model = get_peft_model(base, LoraConfig(target_modules=["lm_head", "q_proj"], **settings))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        made = torch.autograd.grad(loss, list(parameters.values()))
+        return dict(zip(parameters, made, strict=True))
+
+    if "lora_dropout" in settings:
+        model.eval()  # masks of dropout are drawn for all rows here, for supervised ones there
+    expected = truth(model, ids, labels)
+    expected_gradients = gradients(expected)
+    wrapped = LanguageModel(model)
+    assert ("plain LoRA" in wrapped.head.describe()) == ("use_dora" in settings)
+    loss_sum, _ = wrapped(ids, labels)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-3
+    assert loss_sum.item() == pytest.approx(expected.item(), rel=tolerance)
+    for name, gradient in gradients(loss_sum).items():
+        error = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        assert error < (1e-4 if dtype == torch.float32 else 0.05), name
+
+
 def test_names_of_parameters_are_untouched() -> None:
     model = tiny_model("llama", tie_word_embeddings=False)
     before = list(model.state_dict())
@@ -104,7 +135,9 @@ def test_reference_in_fp64_is_the_definition() -> None:
     weight = torch.randn(11, 8, dtype=torch.float64, generator=generator)
     bias = torch.randn(11, dtype=torch.float64, generator=generator)
     labels = torch.tensor([3, IGNORE, 0, 10, IGNORE])
-    got, _ = linear_cross_entropy_sum(hidden, weight, labels, bias=bias, softcap=3.0, scale=0.5)
+    got = linear_cross_entropy(
+        hidden, weight, labels, bias=bias, softcap=3.0, logit_scale=0.5, implementation="reference"
+    )
     total = 0.0
     for row, label in zip(hidden, labels.tolist(), strict=True):
         if label == IGNORE:

@@ -1,0 +1,105 @@
+"""Which implementation of the fused loss runs on which tensors, and why."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+
+from ds_train.ops import native
+from ds_train.ops.problem import Compute, Problem, Result, Upstream, Wanted, empty_result
+from ds_train.ops.row_loop import compute_in_chunks
+from ds_train.ops.torch_rows import torch_rows
+
+Implementation = Literal["auto", "reference", "chunked", "cpu", "cuda"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+
+# one logit in its own dtype, and z, exp and a product of both in fp32 beside it
+_TORCH_BYTES_BESIDE = 3 * 4
+
+
+def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Name of the implementation, and the reason for it in a few words.
+
+    Raises:
+        ValueError: the one asked for can't run on this device or dtype, or can't be built.
+    """
+    if asked == "reference" or asked == "chunked":
+        return asked, "as asked for"
+    if asked == "auto":
+        if dtype == torch.float64:
+            return "reference", "fp64"
+        if device.type not in ("cpu", "cuda"):
+            return "chunked", f"there is no other for {device.type}"
+        missing = native.available(device.type)
+        if missing is None:
+            return device.type, native.describe(device.type, dtype)
+        return "chunked", f"{device.type}: {missing}"
+    if device.type != asked:
+        raise ValueError(
+            f"linear_cross_entropy: implementation {asked!r} needs tensors on {asked}, and they "
+            f"are on {device.type}; use 'auto'"
+        )
+    if dtype == torch.float64:
+        raise ValueError(
+            f"linear_cross_entropy: implementation {asked!r} has no fp64; use 'reference'"
+        )
+    if (missing := native.available(asked)) is not None:
+        raise ValueError(
+            f"linear_cross_entropy: implementation {asked!r} is not there: {missing}; "
+            "use 'auto' or 'chunked'"
+        )
+    return asked, "as asked for"
+
+
+def compute_with(name: str) -> Compute:
+    """The function of an implementation that was chosen; without rows there is nothing to run."""
+    compute: Compute = {"chunked": _chunked, "cpu": _cpu, "cuda": _cuda}[name]
+
+    def compute_rows(
+        problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
+    ) -> Result:
+        if len(problem.labels) == 0:
+            return _no_rows(problem, wanted)
+        return compute(problem, upstream, wanted, chunk_bytes)
+
+    return compute_rows
+
+
+def _no_rows(problem: Problem, wanted: Wanted) -> Result:
+    """Gradients of zeros: every rank has to have some."""
+    result = empty_result(problem, wanted)
+    if wanted.hidden:
+        result.grad_hidden = torch.zeros_like(problem.hidden)
+    if wanted.weight:
+        result.grad_weight = torch.zeros_like(problem.weight)
+    if wanted.bias:
+        result.grad_bias = result.logprob.new_zeros(problem.weight.shape[0])
+    return result
+
+
+def _chunked(
+    problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
+) -> Result:
+    size = problem.hidden.element_size() + _TORCH_BYTES_BESIDE
+    loop = partial(compute_in_chunks, row_kernel=torch_rows, bytes_per_logit=size)
+    return loop(problem, upstream, wanted, chunk_bytes)
+
+
+def _cuda(
+    problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
+) -> Result:
+    size = problem.hidden.element_size()
+    loop = partial(compute_in_chunks, row_kernel=native.cuda_rows, bytes_per_logit=size)
+    return loop(problem, upstream, wanted, chunk_bytes)
+
+
+def _cpu(
+    problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
+) -> Result:
+    if native.cpu_gemms(problem.hidden.dtype):
+        return native.cpu_linear_ce(problem, upstream, wanted, chunk_bytes)
+    size = problem.hidden.element_size()
+    loop = partial(compute_in_chunks, row_kernel=native.cpu_rows, bytes_per_logit=size)
+    return loop(problem, upstream, wanted, chunk_bytes)
