@@ -1,0 +1,85 @@
+"""Every test of the fused loss runs on each implementation that this machine has.
+
+`subject` names them: reference, chunked, the C++ one at each instruction set, and both GPU ones.
+What isn't here is skipped with its reason; how many tests waited for a GPU in vain is said at the
+end of the session.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from loss_cases import Subject
+
+from ds_train.ops import native
+
+NO_GPU = "needs a CUDA device"
+SUBJECTS = [
+    Subject("reference"),
+    Subject("chunked"),
+    *(Subject("cpu", isa=isa) for isa in ("baseline", "avx2", "avx512", "amx")),
+    Subject("chunked", "cuda"),
+    Subject("cuda", "cuda"),
+]
+
+
+def why_not(subject: Subject) -> str | None:
+    """None if the implementation can run here."""
+    if subject.device == "cuda" and not torch.cuda.is_available():
+        return NO_GPU
+    if subject.implementation not in ("cpu", "cuda"):
+        return None
+    if (missing := native.available(subject.implementation)) is not None:  # type: ignore[arg-type]
+        return missing
+    if subject.isa is not None and (here := cpu_isa()) != subject.isa:
+        return f"this processor has {here} at most"
+    return None
+
+
+def cpu_isa() -> str:
+    """The instruction set that the C++ kernels use now."""
+    function = native.load("cpu").ds_train_cpu_isa
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
+
+
+@pytest.fixture(scope="module", params=SUBJECTS, ids=str)
+def any_subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Each implementation, the reference included."""
+    yield from _prepared(request.param)
+
+
+@pytest.fixture(scope="module", params=SUBJECTS[1:], ids=str)
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Each implementation that is not the reference."""
+    yield from _prepared(request.param)
+
+
+def _prepared(subject: Subject) -> Iterator[Subject]:
+    with pytest.MonkeyPatch.context() as patch:
+        if subject.isa is not None:
+            # read at every call, so one process can test every level
+            patch.setenv("DS_TRAIN_CPU_ISA", subject.isa)
+        if (reason := why_not(subject)) is not None:
+            pytest.skip(reason)
+        yield subject
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """What is read before it was written shows, as torch fills new tensors with NaN here."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tests that a machine with a GPU would have run."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    waiting = sum(NO_GPU in str(report.longrepr) for report in skipped)
+    if waiting:
+        terminalreporter.write_line(f"{waiting} GPU tests skipped: no CUDA device here")
