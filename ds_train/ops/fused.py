@@ -269,7 +269,7 @@ def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     A factor in the gradient's own dtype would be rounded before it is used: by up to 0.4 % in
     bf16, and the same way for every element.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(factor) is not Tensor:  # traced: no values
         return (gradient * factor.reshape(1)).to(gradient.dtype)
     if gradient.device.type != "cpu":
         # mixed dtypes are converted inside the kernel, element by element
