@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import warnings
+from functools import cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -35,7 +36,8 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, s
         missing = native.available(device.type)
         if missing is None:
             return device.type, native.describe(device.type, dtype)
-        return "chunked", f"{device.type}: {missing}"
+        _warn_once(missing)
+        return "chunked", missing
     if device.type != asked:
         raise ValueError(
             f"linear_cross_entropy: implementation {asked!r} needs tensors on {asked}, and they "
@@ -51,6 +53,14 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, s
             "use 'auto' or 'chunked'"
         )
     return asked, "as asked for"
+
+
+@cache
+def _warn_once(missing: str) -> None:
+    warnings.warn(
+        f"linear_cross_entropy: the slower 'chunked' runs, as there is no faster one: {missing}",
+        stacklevel=2,
+    )
 
 
 def compute_with(name: str) -> Compute:

@@ -13,8 +13,9 @@ from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import build_engine, offloads_optimizer
 from ds_train.engine.ranks import Ranks
-from ds_train.errors import quoted
+from ds_train.errors import ConfigError, quoted
 from ds_train.model.adapter import parameter_groups
+from ds_train.model.head import LanguageModel
 from ds_train.model.load import count_parameters
 from ds_train.model.tokenizer import pad_token_id
 from ds_train.paths import RunPaths
@@ -26,6 +27,15 @@ from ds_train.train.guard import check_packing_isolation
 from ds_train.train.run import Run
 
 Say = Callable[[str], Any]
+
+
+def _describe_loss(model: LanguageModel) -> str:
+    """How the loss is computed; compiles its kernels, on their first use on this machine."""
+    try:
+        return model.head.describe()
+    except ValueError as error:
+        said = str(error).removeprefix("linear_cross_entropy: ")
+        raise ConfigError(f"model.loss_implementation: {said}") from None
 
 
 def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run:
@@ -60,7 +70,7 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     )
     often = "every micro-batch" if engine.stage >= 2 and not coalesce else "once a step"
     say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, gradients reduced {often}")
-    say(f"loss: {model.head.describe()}")
+    say(f"loss: {_describe_loss(model)}")
     if config.data.packing:
         text = model.model.config.get_text_config()
         check_packing_isolation(
