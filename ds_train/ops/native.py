@@ -56,7 +56,7 @@ def load(kind: Kind, arch: str | None = None) -> ctypes.CDLL:
     with _lock:
         if key not in _loaded:
             try:
-                _loaded[key] = _open(kind, library(kind, arch))
+                _loaded[key] = open_library(kind, library(kind, arch))
             except BuildError as error:
                 _loaded[key] = error
         found = _loaded[key]
@@ -156,7 +156,8 @@ def _check(code: int, function: str) -> None:
         raise RuntimeError(f"{function}: failed with code {code}")
 
 
-def _open(kind: Kind, path: Path) -> ctypes.CDLL:
+def open_library(kind: Kind, path: Path) -> ctypes.CDLL:
+    """The library at `path`, its functions typed. Raises BuildError if it isn't what we know."""
     try:
         loaded = ctypes.CDLL(str(path))
         for struct, name in ((LogitRows, "logit_rows"), (LinearCE, "linear_ce")):
