@@ -15,7 +15,7 @@ from ds_train.ops.arguments import Arguments, checked
 from ds_train.ops.fused import linear_cross_entropy_sum, token_statistics
 from ds_train.ops.implementations import Implementation
 from ds_train.ops.reference import IGNORE, reference_logits, reference_losses
-from ds_train.ops.rows import check_values
+from ds_train.ops.rows import SupervisedRows, check_values
 from ds_train.ops.terms import Terms
 
 Reduction = Literal["sum", "mean", "none"]
@@ -177,9 +177,9 @@ def _per_token(
 def _reference(a: Arguments, label_smoothing: float, z_loss: float) -> tuple[Tensor, TokenStats]:
     """Losses [n] and statistics by autograd over the logits of supervised rows."""
     check_values(a.hidden, a.weight, a.labels, a.ignore_index, a.class_weight, a.token_weights)
-    supervised = a.labels != a.ignore_index
-    labels = a.labels[supervised]
-    logits = reference_logits(a.hidden[supervised], a.weight, a.bias, a.logit_scale, a.softcap)
+    rows = SupervisedRows(a.labels, a.ignore_index, a.num_supervised)
+    labels = rows.take(a.labels)
+    logits = reference_logits(rows.take(a.hidden), a.weight, a.bias, a.logit_scale, a.softcap)
     losses = reference_losses(
         logits,
         labels,
@@ -188,7 +188,7 @@ def _reference(a: Arguments, label_smoothing: float, z_loss: float) -> tuple[Ten
         class_weight=a.class_weight,
     )
     if a.token_weights is not None:
-        losses = losses * a.token_weights[supervised]
+        losses = losses * rows.take(a.token_weights)
     log_p = logits.log_softmax(dim=-1)
     p_log_p = torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0)
     values = (
@@ -197,11 +197,8 @@ def _reference(a: Arguments, label_smoothing: float, z_loss: float) -> tuple[Ten
         -p_log_p.sum(dim=-1),
         logits.argmax(dim=-1) == labels,
     )
-    losses, *stats = (
-        value.new_zeros(len(a.labels)).masked_scatter(supervised, value)
-        for value in (losses, *values)
-    )
-    return losses, TokenStats(*stats)
+    stats = TokenStats(*(rows.put(value) for value in values))
+    return rows.checked(rows.put(losses)), stats
 
 
 def _label_weights(a: Arguments) -> Tensor | None:
