@@ -36,7 +36,7 @@ def prepare_data(config: RunConfig, say: Callable[[str], object] = print) -> Pre
     """Tokenises the recipe's data, or opens it when that was done before."""
     check_max_length(config)
     sources = resolve_sources(config.data)
-    folder = _store_folder(config, sources)
+    folder = store_folder(config, sources)
     _make(config, sources, folder, checksums=True, say=say)
     return divide(config, sources, TokenStore.open(folder), folder.name)
 
@@ -44,7 +44,7 @@ def prepare_data(config: RunConfig, say: Callable[[str], object] = print) -> Pre
 def open_data(config: RunConfig) -> PreparedData:
     """Opens what prepare_data made; the first rank of a machine makes it where nobody did."""
     sources = resolve_sources(config.data)
-    folder = _store_folder(config, sources)
+    folder = store_folder(config, sources)
     _make(config, sources, folder, checksums=False, say=lambda text: None)
     return divide(config, sources, TokenStore.open(folder), folder.name)
 
@@ -78,7 +78,8 @@ def cache_folder(config: RunConfig) -> Path:
     return Path(config.data.cache_dir or default_cache_dir())
 
 
-def _store_folder(config: RunConfig, sources: Sequence[Source]) -> Path:
+def store_folder(config: RunConfig, sources: Sequence[Source]) -> Path:
+    """Folder of this recipe's tokenised data, made or not."""
     cache = cache_folder(config)
     return cache / store_fingerprint(config.data, config.model, sources, cache)
 

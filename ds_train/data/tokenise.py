@@ -1,22 +1,14 @@
 """Rows to tokens, in worker processes: chunks of rows go out, flat arrays come back in order.
 
-The order is that of the rows whatever the number of workers. Only a few chunks are under way at
-any time, so memory does not grow with the data. A fault found in a worker reaches the user as the
-same DataError.
+The order is that of the rows whatever the number of workers.
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +23,7 @@ from ds_train.data.sources import Source
 from ds_train.data.store import SampleChunk, StoreWriter
 from ds_train.data.templates import ChatTemplate
 from ds_train.data.types import TokenRow
+from ds_train.data.workers import num_cores, run_tasks
 from ds_train.errors import DataError
 
 _CHUNK_ROWS = 500
@@ -151,9 +144,7 @@ def tokenise_sources(
     num_rows = sum(len(rows) for _, rows in first)
     num_workers = 1 if num_rows < _FEW_ROWS else (num_workers or num_cores())
     chunks = itertools.chain(first, chunks)
-    results = (
-        _run_here(job, chunks) if num_workers == 1 else _run_in_workers(job, chunks, num_workers)
-    )
+    results = run_tasks(Tokeniser, (job,), chunks, num_workers, doing="tokenising")
     hidden = not sys.stderr.isatty()
     with tqdm(desc="tokenising", unit=" rows", file=sys.stderr, disable=hidden) as bar:
         for result in results:
@@ -161,11 +152,6 @@ def tokenise_sources(
             counts[result.source_index].update(result.counts)
             bar.update(result.counts["rows"])
     return counts
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(streams: Sequence[Iterable[Row]]) -> Iterator[tuple[int, list[Row]]]:
@@ -191,59 +177,3 @@ def _first_rows(
     while seen < num_rows and (chunk := next(chunks, None)) is not None:
         seen += len(chunk[1])
         yield chunk
-
-
-def _run_here(job: Job, chunks: Iterable[tuple[int, list[Row]]]) -> Iterator[Result]:
-    tokeniser = Tokeniser(job)
-    for index, rows in chunks:
-        yield tokeniser.run(index, rows)
-
-
-def _run_in_workers(
-    job: Job, chunks: Iterable[tuple[int, list[Row]]], num_workers: int
-) -> Iterator[Result]:
-    """Results in the order of the chunks, with two chunks per worker under way."""
-    # Spawned, not forked: the parent has imported torch, whose threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(job,))
-    under_way: deque[Future[Result]] = deque()
-    try:
-        for index, rows in chunks:
-            under_way.append(pool.submit(_run_in_worker, index, rows))
-            if len(under_way) > 2 * num_workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "data: a tokenising process was killed, most likely for want of memory; "
-            f"try fewer of them: data.num_workers={max(1, num_workers // 2)}."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: Tokeniser | None = None
-"""The tokeniser of this worker process, made once by _start_worker."""
-
-
-def _start_worker(job: Job) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = Tokeniser(job)
-
-
-def _exit_with_parent() -> None:
-    """Ends this worker when its parent is killed; a pool's worker would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _run_in_worker(source_index: int, rows: list[Row]) -> Result:
-    if _worker is None:
-        raise RuntimeError("the worker was not started by _start_worker")
-    return _worker.run(source_index, rows)

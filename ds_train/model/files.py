@@ -5,7 +5,6 @@ Reads safetensors headers only, so a folder of 140 GB is checked in a moment and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from ds_train.config.model import ModelConfig
+from ds_train.data.fingerprint import fingerprint_files
 from ds_train.errors import ModelError, quoted, reason
 
 LFS_POINTER = b"version https://git-lfs"
@@ -115,16 +115,3 @@ def base_fingerprint(config: ModelConfig) -> str:
     if config.init == "random":
         return "random"
     return fingerprint_files(weight_files(config.name_or_path, config.revision))
-
-
-def fingerprint_files(paths: list[Path]) -> str:
-    """Short hash of weight files: names, sizes, headers and 64 blocks of 64 KiB of each."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for block in range(64):
-                file.seek(block * max(size // 64, 1))
-                digest.update(file.read(65536))
-    return digest.hexdigest()
