@@ -40,6 +40,26 @@ Span = Annotated[Duration, BeforeValidator(parse_duration), PlainSerializer(str)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def _parse_length(value: object) -> float | Duration:
+    """A share of the run (0.5) or a duration ('2M tokens'); never a bare number of steps."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 < value <= 1:
+            raise ValueError(
+                f"{value!r} must be a share of the run, more than 0 and at most 1, or a length "
+                "such as '500 steps' or '2M tokens'"
+            )
+        return float(value)
+    return parse_duration(value)
+
+
+def _dump_length(value: float | Duration) -> float | str:
+    return str(value) if isinstance(value, Duration) else value
+
+
+Length = Annotated[float | Duration, BeforeValidator(_parse_length), PlainSerializer(_dump_length)]
+"""A place in the run, counted from its start: a share of it (0.5), or '2M tokens', '500 steps'."""
+
+
 def _expand_home(text: str) -> str:
     return str(Path(text).expanduser()) if text.startswith("~") else text
 

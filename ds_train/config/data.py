@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ds_train.config.base import Count, Section, UserPath
+from ds_train.config.mixture import MixtureConfig
 
 Format = Literal[
     "messages",
@@ -57,6 +59,12 @@ class SourceConfig(Section):
     max_samples: Count | None = None
     """Read only the first so many samples."""
 
+    @property
+    def shown_name(self) -> str:
+        """The name given, or the path's last part."""
+        path = self.path if isinstance(self.path, str) else "".join(self.path[:1])
+        return self.name or Path(path).name or path
+
 
 class ValidationConfig(Section):
     """Held-out data: a fraction of the training sources, or sources of its own."""
@@ -79,6 +87,9 @@ class DataConfig(Section):
 
     train: Annotated[list[SourceConfig], Field(min_length=1)]
     """Sources of training data."""
+
+    mixture: MixtureConfig | None = None
+    """Shares of the tokens by source, in stages."""
 
     validation: ValidationConfig = ValidationConfig()
     """Held-out data."""

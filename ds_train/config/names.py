@@ -7,7 +7,7 @@ then is spelling considered.
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from ds_train.config.base import Section
 from ds_train.config.run import RunConfig
@@ -158,7 +158,9 @@ def section_of(annotation: Any) -> type[Section] | None:
 
 def is_list_of_sections(annotation: Any) -> bool:
     """Whether a field holds several sections, as data.train does."""
-    return section_of(annotation) is not None and not isinstance(annotation, type)
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) is list and section_of(annotation) is not None
 
 
 def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> list[str]:

@@ -6,6 +6,7 @@ from ds_train.config.adapter import AdapterConfig
 from ds_train.config.base import Section, UserPath
 from ds_train.config.checkpoint import CheckpointConfig
 from ds_train.config.cluster import ClusterConfig
+from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.data import DataConfig
 from ds_train.config.engine import EngineConfig
 from ds_train.config.evaluate import EvaluateConfig
@@ -28,6 +29,9 @@ class RunConfig(Section):
 
     data: DataConfig
     """What it is trained on."""
+
+    curriculum: CurriculumConfig | None = None
+    """In which order."""
 
     train: TrainConfig
     """How long, how fast."""
