@@ -158,6 +158,7 @@ def _export(args: argparse.Namespace) -> int:
         args.run,
         checkpoint=args.checkpoint,
         merge=args.merge,
+        average=args.average,
         output=args.output,
         dtype=args.dtype,
     )

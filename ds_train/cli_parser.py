@@ -162,12 +162,20 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         commands,
         "export",
         "write a run's adapter, or one merged model folder, from files alone",
-        "ds-train export runs/first --merge --output my-model",
+        "ds-train export runs/first --merge --output my-model\n"
+        "ds-train export runs/first --merge --average ema:0.2:6",
     )
     parser.add_argument("run", help="run folder")
     parser.add_argument("--merge", action="store_true", help="one Hugging Face model folder")
     parser.add_argument("--checkpoint", default="latest", help="latest (default), best or step-50")
-    parser.add_argument("--output", help="folder to write; RUN/merged or RUN/adapter if left out")
+    parser.add_argument(
+        "--average",
+        metavar="last:N | ema:A[:N]",
+        help="average the models of the last N checkpoints; A is the newest one's weight",
+    )
+    parser.add_argument(
+        "--output", help="folder to write; RUN/merged, RUN/averaged or RUN/adapter if left out"
+    )
     parser.add_argument(
         "--dtype", choices=["bf16", "fp16", "fp32"], help="of the weights; the base's if left out"
     )

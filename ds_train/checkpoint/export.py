@@ -3,6 +3,7 @@
 Without --merge an adapter stays an adapter: a folder for plain PEFT. With it, and for full and
 partial fine-tuning always, the result is a Hugging Face model folder. It is written tensor by
 tensor in the base's own file split, so a model of any size needs the memory of its largest tensor.
+With --average it holds the average of several checkpoints (`average.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ds_train.checkpoint.average import (
+    Average,
+    average_layouts,
+    averaged_checkpoints,
+    parse_average,
+)
 from ds_train.checkpoint.folder import find_checkpoint
 from ds_train.checkpoint.layout import WEIGHT_METHODS, Layout, cast_layout, plan_layout
 from ds_train.checkpoint.merge import skeleton
@@ -39,6 +46,7 @@ def export_command(
     *,
     checkpoint: str = "latest",
     merge: bool = False,
+    average: str | None = None,
     output: str | Path | None = None,
     dtype: str | None = None,
     say: Say = print,
@@ -48,6 +56,7 @@ def export_command(
     Args:
         checkpoint: `latest`, `best` or `step-50`.
         merge: one model folder rather than an adapter folder.
+        average: `last:6`, `ema:0.2` or `ema:0.2:6`: the average of the last checkpoints' models.
         output: a folder that is empty or not there; RUN/merged or RUN/adapter when left out.
         dtype: bf16, fp16 or fp32 for floating-point weights; the base's when left out.
 
@@ -55,10 +64,17 @@ def export_command(
         CheckpointError: nothing to export, no place for it, or an adapter that does not fit.
     """
     run = Path(run)
+    averaging = None if average is None else parse_average(average)
     step = find_checkpoint(run, checkpoint)
     config = load_recipe(RunPaths(run).recipe)
     whole = merge or config.adapter.method in WEIGHT_METHODS
-    target = Path(output) if output is not None else run / ("merged" if whole else "adapter")
+    steps = [step]
+    if averaging is not None:
+        _refuse_average(averaging, config, whole, checkpoint)
+        steps = averaged_checkpoints(run, averaging, config.checkpoint.keep)
+    weights = averaging.weights(len(steps)) if averaging is not None else [1.0]
+    name = ("averaged" if averaging is not None else "merged") if whole else "adapter"
+    target = Path(output) if output is not None else run / name
     if dtype is not None and not whole:
         raise CheckpointError(
             f"--dtype {dtype}: an adapter keeps the precision it was trained in; --dtype goes with "
@@ -67,14 +83,34 @@ def export_command(
     _refuse_occupied(target)
     with _published(target) as folder:
         if whole:
-            _write_model(config, step, folder, dtype, say)
+            _write_model(config, steps, weights, folder, dtype, say)
         else:
             _write_adapter(config, step, folder)
         _write_tokenizer(config, folder)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     kind = "model" if whole else "adapter"
-    say(f"export: {kind} of {step.name} in {target} ({format_bytes(size)})")
+    what = step.name if averaging is None else f"the average of {_shares(steps, weights)}"
+    say(f"export: {kind} of {what} in {target} ({format_bytes(size)})")
     return target
+
+
+def _refuse_average(average: Average, config: RunConfig, whole: bool, checkpoint: str) -> None:
+    if checkpoint != "latest":
+        raise CheckpointError(
+            f"--average {average.text} with --checkpoint {checkpoint}: the last checkpoints are "
+            "averaged; leave --checkpoint out."
+        )
+    if not whole:
+        raise CheckpointError(
+            f"--average {average.text}: adapter.method = {config.adapter.method}, and the mean of "
+            "merged weights is no adapter any more (a mean of products is not the product of "
+            "means); add --merge."
+        )
+
+
+def _shares(steps: list[Path], weights: list[float]) -> str:
+    """`step-10 (0.5), step-20 (0.5)`."""
+    return ", ".join(f"{s.name} ({w:.3g})" for s, w in zip(steps, weights, strict=True))
 
 
 def _refuse_occupied(target: Path) -> None:
@@ -123,16 +159,27 @@ def _write_tokenizer(config: RunConfig, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def _write_model(config: RunConfig, step: Path, folder: Path, dtype: str | None, say: Say) -> None:
+def _write_model(
+    config: RunConfig,
+    steps: list[Path],
+    weights: list[float],
+    folder: Path,
+    dtype: str | None,
+    say: Say,
+) -> None:
     architecture = load_architecture(config.model)
-    model = skeleton(architecture, config.model.trust_remote_code)
     if quantization := getattr(architecture, "quantization_config", None):
         raise CheckpointError(
             f"model.name_or_path = {quoted(config.model.name_or_path)} holds quantised weights "
             f"({quantization.get('quant_method', 'unknown')}), into which nothing can be merged. "
             "Export without --merge, or train from the original weights (model.quantization)."
         )
-    layout = plan_layout(config, step, model)
+    layouts = [
+        # an adapter alters its skeleton, so each checkpoint has its own
+        plan_layout(config, step, skeleton(architecture, config.model.trust_remote_code))
+        for step in steps
+    ]
+    layout = average_layouts(layouts, weights) if len(layouts) > 1 else layouts[0]
     if dtype is not None:
         layout = cast_layout(layout, DTYPES[dtype])
     free = shutil.disk_usage(folder).free
