@@ -109,7 +109,7 @@ def describe_step(
 ) -> dict[str, Any]:
     """Everything that optimizer step `step` (the first is 1) trains on, rank by rank."""
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
-    rows = RowPlan(prepared.train, config.data, config.train.seed, prepared.source_weights)
+    rows = RowPlan.uniform(prepared.train, config.data, config.train.seed, prepared.source_weights)
     plan = StepPlan(rows, batch.global_batch_size, config.train.num_train_epochs)
     total = plan.total_steps(config.train)
     if not 1 <= step <= total:

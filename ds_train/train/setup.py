@@ -45,7 +45,7 @@ def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run
     ds_config = resolve_ds_config(config, batch)
     start = agreed_start(config, batch, data.fingerprint, ranks)
     plan = StepPlan(
-        RowPlan(data.train, config.data, config.train.seed, data.source_weights),
+        RowPlan.uniform(data.train, config.data, config.train.seed, data.source_weights),
         batch.global_batch_size,
         config.train.num_train_epochs,
     )

@@ -20,7 +20,7 @@ def _plan(lengths: list[int], packing: bool = True, seed: int = 0, weight: float
     config = DataConfig.model_validate(
         {"train": [{"path": "x.jsonl"}], "max_length": 16, "packing": packing}
     )
-    return RowPlan(store_of_lengths(lengths), config, seed, [weight])
+    return RowPlan.uniform(store_of_lengths(lengths), config, seed, [weight])
 
 
 LENGTHS = [3, 9, 16, 1, 7, 7, 2, 5, 12, 4, 6]
@@ -69,16 +69,16 @@ def test_a_fresh_plan_resumes_where_another_stopped() -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     plan = _plan(LENGTHS, packing=False)
-    orders = {tuple(plan.epoch_rows(epoch).samples.tolist()) for epoch in range(5)}
-    orders.add(tuple(_plan(LENGTHS, packing=False, seed=1).epoch_rows(0).samples.tolist()))
+    orders = {tuple(plan.block(epoch).samples.tolist()) for epoch in range(5)}
+    orders.add(tuple(_plan(LENGTHS, packing=False, seed=1).block(0).samples.tolist()))
     assert len(orders) == 6
 
 
 def test_a_step_reaches_across_the_border_of_epochs() -> None:
     plan = _plan(LENGTHS, packing=False)
     rows = StepPlan(plan, 8).rows(1)  # rows 8..15 of the stream, an epoch has 11
-    assert [int(row[0]) for row in rows[:3]] == plan.epoch_rows(0).samples[8:].tolist()
-    assert [int(row[0]) for row in rows[3:]] == plan.epoch_rows(1).samples[:5].tolist()
+    assert [int(row[0]) for row in rows[:3]] == plan.block(0).samples[8:].tolist()
+    assert [int(row[0]) for row in rows[3:]] == plan.block(1).samples[:5].tolist()
 
 
 def test_the_last_step_of_an_epoch_limited_run_is_filled_with_empty_rows() -> None:
@@ -129,7 +129,7 @@ def test_no_data_is_an_error_and_a_source_without_weight_a_defect() -> None:
         _plan([])
     config = DataConfig.model_validate({"train": [{"path": "x.jsonl"}]})
     with pytest.raises(ValueError, match="source 1 has no weight"):
-        RowPlan(store_of_lengths([3, 3], sources=[0, 1]), config, 0, [1.0])
+        RowPlan.uniform(store_of_lengths([3, 3], sources=[0, 1]), config, 0, [1.0])
 
 
 def test_a_million_samples_are_planned_in_seconds() -> None:
@@ -146,5 +146,5 @@ def test_a_million_samples_are_planned_in_seconds() -> None:
         },
     )
     config = DataConfig.model_validate({"train": [{"path": "x.jsonl"}] * 3, "max_length": 2048})
-    plan = StepPlan(RowPlan(many, config, 0, [1.0, 0.5, 2.0]), 64)
+    plan = StepPlan(RowPlan.uniform(many, config, 0, [1.0, 0.5, 2.0]), 64)
     assert plan.total_steps(TrainConfig(max_tokens=10**8)) > 700

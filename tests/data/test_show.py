@@ -45,7 +45,7 @@ def test_json_of_a_step_is_the_plan_of_the_step(stories260k: Path, tmp_path: Pat
     show_data(config, step=4, as_json=True, say=said.append)
     step = json.loads("".join(said))["step"]
     data = prepare_data(config, say=said.append)
-    rows = StepPlan(RowPlan(data.train, config.data, 0, data.source_weights), 8).rows(3)
+    rows = StepPlan(RowPlan.uniform(data.train, config.data, 0, data.source_weights), 8).rows(3)
     shown = [
         [sample["sample"] for sample in row]
         for rank in step["ranks"]

@@ -39,7 +39,7 @@ def truth(inputs: Path) -> dict[str, list[float]]:
 def plain_losses(config: RunConfig) -> list[float]:
     """What the recipe means, written down once more in the plainest way."""
     data = prepare_data(config, say=lambda text: None)
-    rows = RowPlan(data.train, config.data, config.train.seed, data.source_weights)
+    rows = RowPlan.uniform(data.train, config.data, config.train.seed, data.source_weights)
     plan = StepPlan(rows, config.train.global_batch_size or 1)
     model: Any = AutoModelForCausalLM.from_pretrained(config.model.name_or_path)
     model = choose_trainable(model, config.adapter, base="x", seed=config.train.seed)

@@ -53,7 +53,7 @@ def test_table(settings: dict[str, Any], expected: list[float]) -> None:
 def test_warmup_becomes_whole_steps(warmup: object, expected: int) -> None:
     """Six samples of 10 tokens, one a row, two rows a step: 20 tokens a step, 3 steps an epoch."""
     data = DataConfig.model_validate({"train": [{"path": "x.jsonl"}], "packing": False})
-    plan = StepPlan(RowPlan(store_of_lengths([10] * 6), data, 0, [1.0]), 2)
+    plan = StepPlan(RowPlan.uniform(store_of_lengths([10] * 6), data, 0, [1.0]), 2)
     config = TrainConfig.model_validate({"max_steps": 6, "warmup_steps": warmup})
     assert num_warmup_steps(config, plan, 6) == expected
 

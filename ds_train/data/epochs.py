@@ -1,0 +1,155 @@
+"""A block: a stretch of the endless stream of rows that is planned and packed at once.
+
+Without a curriculum or a mixture a block is an epoch, and this is all there is to it. What a block
+holds follows from its number and from what stands before it in the stream, never from a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_train.config.data import DataConfig
+from ds_train.data.mix import Ints, epoch_samples
+from ds_train.data.pack import WINDOW, pack_rows, single_rows
+from ds_train.data.store import TokenStore
+from ds_train.errors import DataError
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Rows, samples, tokens and supervised tokens of a stretch of the stream."""
+
+    rows: int = 0
+    samples: int = 0
+    tokens: int = 0
+    supervised: int = 0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a block was drawn from, where there is a curriculum or a mixture."""
+
+    progress: float
+    """Share of the run done when the block begins, 0 .. 1."""
+    competence: float
+    """Share of the difficulty that may be drawn, 0 .. 1."""
+    pools: tuple[int, ...]
+    """Samples that may be drawn: of each group (all samples, or each source of a mixture)."""
+    stage: int = 0
+    """Stage of the mixture."""
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Rows of one block: row r is samples[offsets[r]:offsets[r + 1]]."""
+
+    offsets: Ints
+    samples: Ints
+    tokens_before: Ints
+    """[num_rows + 1] tokens of the rows before each row of this block."""
+    supervised_before: Ints
+    """[num_rows + 1] supervised tokens of the rows before each row of this block."""
+    drawn: Drawn | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the block."""
+        return len(self.offsets) - 1
+
+    def after(self, start: Totals) -> Totals:
+        """What stands before the next block, when `start` stands before this one."""
+        return Totals(
+            start.rows + self.num_rows,
+            start.samples + len(self.samples),
+            start.tokens + int(self.tokens_before[-1]),
+            start.supervised + int(self.supervised_before[-1]),
+        )
+
+
+class Blocks(Protocol):
+    """Plans blocks. Block n is asked for first when all before it have been, then at any time."""
+
+    num_recent: int
+    """Planned blocks worth keeping in memory."""
+
+    def plan(self, number: int, start: Totals) -> BlockRows:
+        """Block `number`, before which `start` stands."""
+        ...
+
+    def epoch(self, start: Totals, number: int, rows: BlockRows, index: int) -> float:
+        """Passes over the data before row `index` of block `number`."""
+        ...
+
+    def target_samples(self, num_epochs: float) -> int | None:
+        """Samples that make up so many epochs; None where a block is an epoch."""
+        ...
+
+
+def rows_of_samples(
+    store: TokenStore,
+    samples: Ints,
+    data_config: DataConfig,
+    drawn: Drawn | None = None,
+    window: int = WINDOW,
+) -> BlockRows:
+    """Samples become rows: packed within windows of so many samples, or one each."""
+    if data_config.packing:
+        offsets, samples = pack_rows(samples, store.lengths, data_config.max_length, window)
+    else:
+        offsets, samples = single_rows(samples)
+    return BlockRows(
+        offsets,
+        samples,
+        tokens_before=_running_sum(store.lengths[samples])[offsets],
+        supervised_before=_running_sum(store.supervised[samples])[offsets],
+        drawn=drawn,
+    )
+
+
+class EpochBlocks:
+    """Epoch after epoch, each mixed by the sources' weights and shuffled."""
+
+    num_recent = 2
+    """A step may reach across the border of two epochs."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        data_config: DataConfig,
+        seed: int,
+        source_weights: Sequence[float],
+    ) -> None:
+        if len(store.lengths) == 0:
+            raise DataError("data.train: no sample is left to train on; see the audit for why.")
+        if store.sources.max() >= len(source_weights):
+            raise ValueError(f"source {store.sources.max()} has no weight in {source_weights}")
+        self._store = store
+        self._config = data_config
+        self._seed = seed
+        self._weights = tuple(source_weights)
+
+    def plan(self, number: int, start: Totals) -> BlockRows:
+        """Epoch `number`."""
+        store, config = self._store, self._config
+        samples = epoch_samples(store.sources, self._weights, self._seed, number, config.shuffle)
+        return rows_of_samples(store, samples, config)
+
+    def epoch(self, start: Totals, number: int, rows: BlockRows, index: int) -> float:
+        """Passes over the data: 1.5 is the middle of the second."""
+        return number + index / rows.num_rows
+
+    def target_samples(self, num_epochs: float) -> int | None:
+        """None: a block is an epoch."""
+        return None
+
+
+def _running_sum(values: NDArray[np.integer]) -> Ints:
+    """[n + 1] sums of the first 0, 1, ..., n values."""
+    sums = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums
