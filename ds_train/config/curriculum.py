@@ -45,6 +45,8 @@ def _parse_metric(value: Any) -> Any:
 def _parse_one_metric(value: Any) -> Any:
     if isinstance(value, str) and value in METRICS:
         return value
+    if isinstance(value, dict) and set(value) == {"column", "levels"}:
+        return {**_parse_one_metric({"column": value["column"]}), "levels": _levels(value)}
     if isinstance(value, dict) and len(value) == 1 and (kind := next(iter(value))) in _OWN_METRICS:
         text = value[kind]
         if isinstance(text, str) and text and (kind == "column" or ":" in text):
@@ -53,6 +55,18 @@ def _parse_one_metric(value: Any) -> Any:
     near = get_close_matches(str(value).lower(), METRICS, n=1, cutoff=0.6)
     rule = f'must be one of {", ".join(METRICS)}, {{column: name}} or {{python: "pkg.mod:fn"}}'
     raise ValueError(f"{rule}. Did you mean {near[0]}?" if near else rule)
+
+
+def _levels(value: dict[str, Any]) -> list[str]:
+    """What a column of text holds, from easy to hard."""
+    levels = value["levels"]
+    is_text = isinstance(levels, list) and all(isinstance(level, str) for level in levels)
+    if is_text and len(levels) == len(set(levels)) > 1:
+        return levels
+    raise ValueError(
+        "levels wants the texts of the column from easy to hard, each once, e.g. "
+        "{column: level, levels: [elementary, advanced]}"
+    )
 
 
 _OWN_METRICS = {
@@ -154,7 +168,8 @@ class CurriculumConfig(Section):
     """An order by difficulty, or one of its controls."""
 
     metric: Metric = "length"
-    """What is hard: a name, `{column: name}`, `{python: "pkg.mod:fn"}`, or several of these."""
+    """What is hard: a name, `{column: name}` (and `levels: [easy, ..., hard]` where it holds
+    text), `{python: "pkg.mod:fn"}`, or several of these."""
 
     metric_model: str | None = None
     """perplexity and ifd: folder or hub name of the model that measures."""
