@@ -55,7 +55,9 @@ template <class E, int F> void run_row(const LogitRows &a, int64_t index, int th
   report(a, index, t);
   if (!a.write_gradient) return;
   const ds_train::Gradient g = gradient(a, index, row, t);
-  for (int part = 0; part < parts; ++part) replace(row, g, t.r, part, parts);
+  for (int i = 0; i < parts; ++i) {  // threads end in any order
+    replace(row, g, t.r, index % 2 == 0 ? i : parts - 1 - i, parts);
+  }
 }
 
 }  // namespace
