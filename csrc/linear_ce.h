@@ -1,0 +1,79 @@
+// What the parts of the fused linear kernel share: the sizes of its blocks, and the functions that
+// are compiled for particular instructions (linear_ce_cpu_avx512.cpp, linear_ce_cpu_amx.cpp). The
+// way through the whole operation is in linear_ce_cpu.cpp.
+//
+// Words: a panel is 32 neighbouring tokens (or 32 neighbouring hidden dimensions); a slab is kSlab
+// neighbouring columns of the vocabulary; a group is several slabs. Logits are computed transposed,
+// [columns, tokens], so that the lanes of a vector are tokens and nothing is summed across lanes.
+#pragma once
+#include <cstdint>
+
+namespace ds_train {
+
+constexpr int64_t kPanel = 32;
+constexpr int64_t kSlab = 256;
+
+using Bf16 = uint16_t;
+
+// C [m, 32] = or += A [m, k] x B. A is row-major; B is packed in pairs along k: [k/2][32][2].
+// m and k are multiples of 32.
+using PanelGemm = void (*)(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b,
+                           float *c, bool accumulate);
+void amx_begin();  // by every thread before amx_gemm, and amx_end after
+void amx_end();
+void amx_gemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, float *c,
+              bool accumulate);
+
+// Where the bf16 result of a tile goes; null = nowhere.
+struct TileOutput {
+  Bf16 *by_column;  // [columns, tokens]: A of the product for grad_weight
+  int64_t column_stride;
+  Bf16 *by_token;  // [tokens, columns]: A of the product for grad_hidden
+  int64_t token_stride;
+};
+
+// Logits of one slab for one panel of tokens, [padded][32] floats.
+struct Tile {
+  float *z;
+  int64_t columns, padded;  // padded: the next multiple of 32
+  const float *bias;          // of the slab's columns, or null
+  const float *class_weight;  // likewise
+  float scale, softcap;
+};
+
+// Bias, scale and cap in place; -inf in the columns that aren't there. Per token: the largest
+// logit (not below kLowest) and, if wanted, the weighted sum of logits.
+void transform_tile(const Tile &, float *max, float *logit_sum);
+
+// e = exp(z - reference), rounded to bf16 and written out (times the cap's slope). `reference` comes
+// in as the reference so far and goes out raised to the tile's maximum if that is far above. Per
+// token: the sum of e and, if wanted, of e (z - reference).
+void exponentiate_tile(const Tile &, const float *max, float *reference, float *sum,
+                       float *shifted, const TileOutput &);
+
+// Per-token numbers of the final gradient, each an array over tokens.
+struct TokenGradients {
+  const float *max, *log_sum, *entropy_value;        // statistics
+  const float *probability, *logit_sum, *entropy;  // coefficients, see RowGradient
+};
+void gradient_tile(const Tile &, const TokenGradients &, int64_t first_token, const TileOutput &);
+
+// [columns, tokens] bf16 times a factor per token, in place.
+void scale_columns(Bf16 *by_column, int64_t columns, int64_t column_stride, int64_t tokens,
+                   const float *factor);
+// Sum over tokens of by_column times the token's coefficient, per column.
+void sum_columns(const Bf16 *by_column, int64_t columns, int64_t column_stride, int64_t tokens,
+                 const float *coefficient, float *out);
+
+// B = x^T for the logits: out [dims/2][32 tokens][2], tokens and dims beyond the end zero.
+void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out);
+// B = rows of x for the gradients: out [rows/2][32 dims][2], each row times its coefficient if given;
+// `rows` and `dims` are what is there, `padded_rows` what is written.
+void pack_rows(const Bf16 *x, int64_t stride, int64_t rows, int64_t padded_rows, int64_t dims,
+               const float *coefficient, Bf16 *out);
+
+void add_scaled(float *out, const Bf16 *x, float factor, int64_t count);  // out += factor x
+void store_bf16(Bf16 *out, const float *x, int64_t count);
+void scale_bf16(Bf16 *x, float factor, int64_t count);
+
+}  // namespace ds_train

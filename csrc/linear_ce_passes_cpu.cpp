@@ -1,0 +1,314 @@
+// The passes of the fused linear kernel over the vocabulary. What they are for is told in
+// linear_ce_cpu.cpp.
+#if defined(__x86_64__)
+#include <cstring>
+
+#include "linear_ce_run.h"
+
+namespace ds_train {
+
+LinearRun::Slab LinearRun::slab(int64_t index) const {
+  const int64_t first = index * kSlab, columns = std::min(kSlab, vocab_ - first);
+  return {index, first, columns, (columns + 31) / 32 * 32};
+}
+
+Tile LinearRun::tile(const Slab &s, const Scratch &scratch) const {
+  return {scratch.z,
+          s.columns,
+          s.padded,
+          rows_.bias ? rows_.bias + s.first : nullptr,
+          rows_.class_weight ? rows_.class_weight + s.first : nullptr,
+          rows_.logit_scale,
+          rows_.softcap};
+}
+
+// The slab's rows of W as they lie in memory, or a copy filled up with zeros to multiples of 32.
+const Bf16 *LinearRun::slab_weight(const Slab &s, Scratch &scratch) const {
+  const Bf16 *w = weight_ + s.first * call_.weight_stride;
+  if (s.padded == s.columns && padded_dim_ == dim_) return w;
+  Bf16 *copy = scratch.weight;
+  std::memset(copy, 0, s.padded * padded_dim_ * sizeof(Bf16));
+  for (int64_t j = 0; j < s.columns; ++j)
+    std::memcpy(copy + j * padded_dim_, w + j * call_.weight_stride, dim_ * sizeof(Bf16));
+  return copy;
+}
+
+// x . w of a slab, one panel of tokens after the other, each handed to use(panel) in scratch.z.
+template <class Use>
+void LinearRun::logits(const Slab &s, int64_t first_panel, int64_t last_panel, Scratch &scratch,
+                       const Use &use) {
+  const Bf16 *w = slab_weight(s, scratch);
+  const int64_t stride = w == scratch.weight ? padded_dim_ : call_.weight_stride;
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    gemm_(s.padded, padded_dim_, w, stride, hidden_logits_ + panel * kPanel * padded_dim_,
+          scratch.z, false);
+    use(panel);
+  }
+}
+
+// visit(token, position in z) for the labels in this slab of this panel's tokens.
+template <class Visit>
+void LinearRun::targets(const Slab &s, int64_t panel, const Visit &visit) const {
+  const auto begin = entries_.begin() + slab_entries_[s.index];
+  const auto end = entries_.begin() + slab_entries_[s.index + 1];
+  auto at = std::lower_bound(begin, end, panel * kPanel,
+                             [](const Entry &e, int64_t token) { return e.token < token; });
+  for (; at != end && at->token < (panel + 1) * kPanel; ++at)
+    visit(at->token, at->column * kPanel + at->token % kPanel);
+}
+
+// The label's logit leaves the tile: it is kept, and its place adds nothing from here on.
+void LinearRun::take_targets(const Slab &s, int64_t panel, float *z) {
+  targets(s, panel, [&](int64_t token, int64_t at) {
+    target_[token] = z[at];
+    bool first = true;
+    for (int64_t i = at - kPanel; i >= 0 && first; i -= kPanel) first = z[i] < z[at];
+    target_is_first_[token] = first;
+    z[at] = -INFINITY;
+  });
+}
+
+void LinearRun::hide_targets(const Slab &s, int64_t panel, float *z) const {
+  targets(s, panel, [&](int64_t, int64_t at) { z[at] = -INFINITY; });
+}
+
+void LinearRun::first_pass() {
+  for (int64_t begin = 0; begin < slabs_; begin += slabs_in_group_) {
+    const int64_t end = std::min(slabs_, begin + slabs_in_group_), slabs = end - begin;
+    // With few slabs for many threads, a slab's tokens are shared out as well.
+    const int64_t chunks = std::min(token_panels_, (2 * threads_ + slabs - 1) / slabs);
+    each(slabs * chunks, [&](int64_t item, Scratch &scratch) {
+      const Slab s = slab(begin + item / chunks);
+      const int64_t chunk = item % chunks;
+      first_slab(s, begin, chunk * token_panels_ / chunks, (chunk + 1) * token_panels_ / chunks,
+                 scratch);
+      if (chunk == 0 && grad_hidden_ && !exact_) pack_slab_weight(s, begin);
+    });
+    each(token_panels_, [&](int64_t panel, Scratch &) { merge_group(begin, end, panel); });
+    if (grad_hidden_ && !exact_) add_group_to_grad_hidden(begin, end);
+  }
+  if (weight_sum_)
+    for (int64_t s = 1; s < slabs_; ++s)
+      for (int64_t d = 0; d < dim_; ++d) weight_sum_[d] += weight_sum_[s * dim_ + d];
+}
+
+void LinearRun::first_slab(const Slab &s, int64_t group_begin, int64_t first_panel,
+                           int64_t last_panel, Scratch &scratch) {
+  const bool accumulates = grad_hidden_ && !exact_;
+  const int64_t in_group = s.index - group_begin;
+  const int64_t reference_row = grad_weight_ && !exact_ ? s.index : in_group;
+  const Tile t = tile(s, scratch);
+  logits(s, first_panel, last_panel, scratch, [&](int64_t panel) {
+    const int64_t token = panel * kPanel, at = in_group * padded_tokens_ + token;
+    float *reference = slab_reference_ + reference_row * padded_tokens_ + token;
+    std::memcpy(reference, reference_ + token, kPanel * sizeof(float));
+    transform_tile(t, slab_max_ + at, rows_.logit_sum ? slab_logit_sum_ + at : nullptr);
+    take_targets(s, panel, t.z);
+    TileOutput out{};
+    if (s.index < kept_slabs_) {
+      out.by_column = kept_ + s.index * kSlab * by_column_stride_ + token;
+      out.column_stride = by_column_stride_;
+    }
+    if (accumulates) {
+      out.by_token = group_ + token * by_token_stride_ + in_group * kSlab;
+      out.token_stride = by_token_stride_;
+    }
+    exponentiate_tile(t, slab_max_ + at, reference, slab_sum_ + at,
+                      with_shifted_ ? slab_shifted_ + at : nullptr, out);
+  });
+}
+
+// While the slab's weights are in the cache: packed for grad_hidden, and their weighted sum.
+void LinearRun::pack_slab_weight(const Slab &s, int64_t group_begin) {
+  const Bf16 *w = weight_ + s.first * call_.weight_stride;
+  const int64_t columns = slabs_in_group_ * kSlab, before = (s.index - group_begin) * kSlab;
+  for (int64_t q = 0; q < dim_panels_; ++q)
+    pack_rows(w + q * kPanel, call_.weight_stride, s.columns, s.padded, dim_ - q * kPanel, nullptr,
+              weight_gradient_ + (q * columns + before) * kPanel);
+  if (weight_sum_)
+    for (int64_t j = 0; j < s.columns; ++j)
+      add_scaled(weight_sum_ + s.index * dim_, w + j * call_.weight_stride,
+                 class_weight_of(s.first + j), dim_);
+}
+
+void LinearRun::merge_group(int64_t begin, int64_t end, int64_t panel) {
+  for (int64_t token = panel * kPanel; token < (panel + 1) * kPanel; ++token) {
+    const int64_t label = token < tokens_ ? rows_.labels[token] : -1;
+    const int64_t references = grad_weight_ && !exact_ ? begin : 0;
+    RowStats &row = stats_[token];
+    for (int64_t s = begin; s < end; ++s) {
+      if (label >= 0 && label < vocab_ && label / kSlab == s) {
+        row.target = target_[token];
+        row.target_is_first = target_is_first_[token] && row.target > top_[token];
+      }
+      top_[token] = std::max(top_[token], slab_max_[(s - begin) * padded_tokens_ + token]);
+      const float r = slab_reference_[(s - begin + references) * padded_tokens_ + token];
+      reference_[token] = std::max(reference_[token], r);
+    }
+    if (reference_[token] != row.max) raise_row(begin, end, token);
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t at = (s - begin) * padded_tokens_ + token;
+      const float r = slab_reference_[at + references * padded_tokens_];
+      const float shift = r - row.max, shrink = shift == 0 ? 1.0f : expf(shift);
+      row.others += shrink * slab_sum_[at];
+      if (with_shifted_ && shrink > 0)
+        row.others_shifted += shrink * (slab_shifted_[at] + shift * slab_sum_[at]);
+      if (rows_.logit_sum) row.logit_sum += slab_logit_sum_[at];
+    }
+  }
+}
+
+// A row's reference has risen: what it had so far shrinks. The group's exponentials, too, must have
+// one reference, as they are summed in one product.
+void LinearRun::raise_row(int64_t begin, int64_t end, int64_t token) {
+  RowStats &row = stats_[token];
+  const float shrink = expf(row.max - reference_[token]);
+  raise_max(row, reference_[token]);
+  if (!grad_hidden_ || exact_) return;
+  if (begin > 0)
+    for (int64_t q = 0; q < dim_panels_; ++q)
+      for (int64_t d = 0; d < kPanel; ++d)
+        accumulated_[(q * padded_tokens_ + token) * kPanel + d] *= shrink;
+  const int64_t references = grad_weight_ ? begin : 0;
+  for (int64_t s = begin; s < end; ++s) {
+    const float r = slab_reference_[(s - begin + references) * padded_tokens_ + token];
+    if (r != row.max)
+      scale_bf16(group_ + token * by_token_stride_ + (s - begin) * kSlab, expf(r - row.max),
+                 slab(s).padded);
+  }
+}
+
+void LinearRun::add_group_to_grad_hidden(int64_t begin, int64_t end) {
+  constexpr int64_t kRows = 256;
+  const int64_t columns = (end - 1 - begin) * kSlab + slab(end - 1).padded;
+  const int64_t blocks = (padded_tokens_ + kRows - 1) / kRows;
+  constexpr int64_t kTogether = 4;  // panels of dimensions in an item
+  const int64_t parts = (dim_panels_ + kTogether - 1) / kTogether;
+  each(blocks * parts, [&](int64_t item, Scratch &) {
+    const int64_t token = item / parts * kRows, rows = std::min(kRows, padded_tokens_ - token);
+    const int64_t first = item % parts * kTogether;
+    for (int64_t q = first; q < std::min(dim_panels_, first + kTogether); ++q)
+      gemm_(rows, columns, group_ + token * by_token_stride_, by_token_stride_,
+            weight_gradient_ + q * slabs_in_group_ * kSlab * kPanel,
+            accumulated_ + (q * padded_tokens_ + token) * kPanel, true);
+  });
+}
+
+// X with its coefficients as B of grad_weight; the sum of x for the gradient of the sum of logits.
+void LinearRun::pack_gradient_hidden() {
+  hidden_gradient_.make(padded_tokens_ * padded_dim_);
+  if (rank_one_) hidden_sum_.make(padded_dim_, true);
+  each(dim_panels_, [&](int64_t q, Scratch &) {
+    const Bf16 *x = hidden_ + q * kPanel;
+    const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
+    pack_rows(x, call_.hidden_stride, tokens_, padded_tokens_, dims,
+              exact_ ? nullptr : static_cast<const float *>(coefficient_),
+              hidden_gradient_ + q * padded_tokens_ * kPanel);
+    for (int64_t t = 0; rank_one_ && t < tokens_; ++t)
+      add_scaled(hidden_sum_ + q * kPanel, x + t * call_.hidden_stride, logit_sum_gradient_[t], dims);
+  });
+  for (int64_t t = 0; rank_one_ && t < tokens_; ++t)
+    logit_sum_gradient_total_ += logit_sum_gradient_[t];
+}
+
+void LinearRun::weight_pass() {
+  if (tokens_ == 0) {
+    const int64_t size = call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2;
+    if (call_.grad_weight) std::memset(call_.grad_weight, 0, vocab_ * dim_ * size);
+    if (call_.grad_bias) std::memset(call_.grad_bias, 0, vocab_ * sizeof(float));
+    return;
+  }
+  pack_gradient_hidden();
+  each(slabs_, [&](int64_t index, Scratch &scratch) {
+    const Slab s = slab(index);
+    if (index >= kept_slabs_) {
+      const Tile t = tile(s, scratch);
+      logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
+        float max[kPanel], reference[kPanel], sum[kPanel];
+        transform_tile(t, max, nullptr);
+        hide_targets(s, panel, t.z);
+        std::memcpy(reference, reference_ + panel * kPanel, sizeof reference);
+        exponentiate_tile(t, max, reference, sum, nullptr,
+                          {scratch.by_column + panel * kPanel, by_column_stride_, nullptr, 0});
+      });
+      write_grad_weight(s, scratch.by_column, scratch);
+      return;
+    }
+    Bf16 *kept = kept_ + index * kSlab * by_column_stride_;
+    float *factor = slab_reference_ + index * padded_tokens_;
+    if (std::memcmp(factor, reference_, padded_tokens_ * sizeof(float)) != 0) {
+      for (int64_t t = 0; t < padded_tokens_; ++t)
+        factor[t] = factor[t] == reference_[t] ? 1.0f : expf(factor[t] - reference_[t]);
+      scale_columns(kept, s.padded, by_column_stride_, padded_tokens_, factor);
+    }
+    write_grad_weight(s, kept, scratch);
+  });
+}
+
+void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch &scratch) {
+  const bool as_float = call_.grad_weight_dtype == DS_TRAIN_FP32;
+  const auto begin = entries_.begin() + slab_entries_[s.index];
+  const auto end = entries_.begin() + slab_entries_[s.index + 1];
+  float *c = scratch.z;
+  for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
+    const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
+    gemm_(s.padded, padded_tokens_, by_column, by_column_stride_,
+          hidden_gradient_ + q * padded_tokens_ * kPanel, c, false);
+    for (auto e = begin; e != end; ++e)
+      add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
+                 target_gradient_[e->token], dims);
+    for (int64_t j = 0; j < s.columns; ++j) {
+      float *line = c + j * kPanel;
+      if (rank_one_) {
+        const float weight = class_weight_of(s.first + j);
+        for (int64_t d = 0; d < dims; ++d) line[d] += weight * hidden_sum_[q * kPanel + d];
+      }
+      const int64_t at = (s.first + j) * dim_ + q * kPanel;
+      if (as_float)
+        std::memcpy(static_cast<float *>(call_.grad_weight) + at, line, dims * sizeof(float));
+      else
+        store_bf16(static_cast<Bf16 *>(call_.grad_weight) + at, line, dims);
+    }
+  }
+  if (!call_.grad_bias) return;
+  float *bias = call_.grad_bias + s.first;
+  sum_columns(by_column, s.columns, by_column_stride_, padded_tokens_,
+              exact_ ? nullptr : static_cast<const float *>(coefficient_), bias);
+  for (auto e = begin; e != end; ++e) bias[e->column] += target_gradient_[e->token];
+  for (int64_t j = 0; rank_one_ && j < s.columns; ++j)
+    bias[j] += class_weight_of(s.first + j) * logit_sum_gradient_total_;
+}
+
+// Gradients that need each logit itself: once more over the vocabulary with the final statistics.
+void LinearRun::exact_pass() {
+  const float *of = token_gradients_;
+  const int64_t n = padded_tokens_;
+  gradients_ = {of, of + n, of + 2 * n, of + 3 * n, of + 4 * n, of + 5 * n};
+  if (grad_weight_) pack_gradient_hidden();
+  for (int64_t begin = 0; begin < slabs_; begin += slabs_in_group_) {
+    const int64_t end = std::min(slabs_, begin + slabs_in_group_);
+    each(end - begin, [&](int64_t item, Scratch &scratch) {
+      const Slab s = slab(begin + item);
+      const Tile t = tile(s, scratch);
+      logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
+        const int64_t token = panel * kPanel;
+        float max[kPanel];
+        transform_tile(t, max, nullptr);
+        hide_targets(s, panel, t.z);
+        TileOutput out{};
+        if (grad_weight_) out = {scratch.by_column + token, by_column_stride_, nullptr, 0};
+        if (grad_hidden_) {
+          out.by_token = group_ + token * by_token_stride_ + item * kSlab;
+          out.token_stride = by_token_stride_;
+        }
+        gradient_tile(t, gradients_, token, out);
+      });
+      if (grad_hidden_) pack_slab_weight(s, begin);
+      if (grad_weight_) write_grad_weight(s, scratch.by_column, scratch);
+    });
+    if (grad_hidden_) add_group_to_grad_hidden(begin, end);
+  }
+}
+
+}  // namespace ds_train
+#endif

@@ -1,0 +1,137 @@
+// One call of the fused linear kernel: its sizes, its buffers, and its steps. Internal to
+// linear_ce_cpu.cpp (the way through) and linear_ce_passes_cpu.cpp (the passes over the vocabulary).
+#pragma once
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "linear_ce.h"
+#include "row_stats.h"
+
+namespace ds_train {
+
+// Memory that starts at a cache line and isn't initialised, or is all zero.
+template <class T>
+class Buffer {
+ public:
+  void make(int64_t count, bool zero = false) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    data_.reset(static_cast<T *>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+    if (zero) std::fill_n(data_.get(), count, T{});
+  }
+  operator T *() const { return data_.get(); }
+  explicit operator bool() const { return data_ != nullptr; }
+
+ private:
+  struct Free {
+    void operator()(T *p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+class LinearRun {
+ public:
+  LinearRun(const LinearCE &call, bool amx);
+  void run();
+
+ private:
+  struct Scratch {  // of one thread
+    Buffer<float> z;
+    Buffer<Bf16> weight, by_column;
+  };
+  struct Slab {
+    int64_t index, first, columns, padded;
+  };
+  struct Entry {  // a label that lies in the vocabulary
+    int64_t token;
+    int64_t column;
+  };
+
+  Slab slab(int64_t index) const;
+  Tile tile(const Slab &, const Scratch &) const;
+  template <class Work>
+  void each(int64_t items, const Work &work);
+  void begin_gemm() const;
+  void end_gemm() const;
+
+  void sort_labels();
+  void pack_hidden();
+  void allocate();
+  void first_pass();
+  void merge_group(int64_t begin, int64_t end, int64_t panel);
+  void raise_row(int64_t begin, int64_t end, int64_t token);
+  void finish_rows();
+  void finish_row_of(int64_t token);
+  void pack_gradient_hidden();
+  void weight_pass();
+  void exact_pass();
+  void write_grad_hidden();
+
+  const Bf16 *slab_weight(const Slab &, Scratch &) const;
+  template <class Use>
+  void logits(const Slab &, int64_t first_panel, int64_t last_panel, Scratch &, const Use &use);
+  template <class Visit>
+  void targets(const Slab &, int64_t panel, const Visit &visit) const;
+  void take_targets(const Slab &, int64_t panel, float *z);
+  void hide_targets(const Slab &, int64_t panel, float *z) const;
+  void first_slab(const Slab &, int64_t group_begin, int64_t first_panel, int64_t last_panel, Scratch &);
+  void pack_slab_weight(const Slab &, int64_t group_begin);
+  void add_group_to_grad_hidden(int64_t begin, int64_t end);
+  void write_grad_weight(const Slab &, const Bf16 *by_column, Scratch &);
+  float class_weight_of(int64_t column) const;
+
+  const LinearCE &call_;
+  const LogitRows &rows_;
+  const Bf16 *hidden_, *weight_;
+  const PanelGemm gemm_;
+  const bool amx_;
+  const int threads_;
+  const int64_t tokens_, vocab_, dim_;
+  const int64_t padded_tokens_, padded_dim_, token_panels_, dim_panels_, slabs_, slabs_in_group_;
+  const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
+  int64_t kept_slabs_ = 0, by_column_stride_ = 0, by_token_stride_ = 0;
+
+  std::vector<Scratch> scratch_;
+  std::vector<Entry> entries_;          // sorted by slab, then token
+  std::vector<int64_t> slab_entries_;   // where each slab's begin
+  Buffer<Bf16> hidden_logits_;          // X as B of the logits: [token panels][dim/2][32][2]
+  Buffer<Bf16> hidden_gradient_;        // X as B of grad_weight: [dim panels][tokens/2][32][2]
+  Buffer<Bf16> weight_gradient_;        // W of a group as B of grad_hidden: [dim panels][../2][32][2]
+  Buffer<Bf16> group_;                  // a group's exponentials, [tokens, columns]
+  Buffer<Bf16> kept_;                   // exponentials of the first slabs, [columns, tokens] each
+  Buffer<float> accumulated_;           // grad_hidden: [dim panels][tokens][32]
+  Buffer<float> reference_;             // per token: what exponentials are relative to
+  Buffer<float> slab_reference_;        // per slab and token, if a second pass needs them
+  Buffer<float> slab_max_, slab_sum_, slab_shifted_, slab_logit_sum_;  // per slab of the group
+  Buffer<float> target_, top_;          // logit of the label; largest logit so far
+  Buffer<uint8_t> target_is_first_;     // within its slab
+  std::vector<RowStats> stats_;         // max = reference until finish_rows
+  Buffer<float> coefficient_;           // of a row's exponentials in its gradient
+  Buffer<float> target_gradient_, logit_sum_gradient_;
+  Buffer<float> token_gradients_;       // the arrays of TokenGradients
+  TokenGradients gradients_{};
+  Buffer<float> weight_sum_;            // per slab, then whole: sum of c_j w_j
+  Buffer<float> hidden_sum_;            // sum over tokens of their logit_sum_gradient times x
+  float logit_sum_gradient_total_ = 0;
+};
+
+// Every item once, by whichever thread is free; items must not depend on one another.
+template <class Work>
+void LinearRun::each(int64_t items, const Work &work) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(items, threads_), 1, [&](int64_t begin, int64_t end) {
+    begin_gemm();
+    for (int64_t task = begin; task < end; ++task)
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;)
+        work(i, scratch_[task]);
+    end_gemm();
+  });
+}
+
+}  // namespace ds_train
