@@ -118,10 +118,14 @@ def _(  # type: ignore[no-untyped-def]
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[-3:])
     ctx.wanted = inputs[-4:-1]
+    # the gradients are outputs too: zeros for "their" gradients would be as large as the weight
+    ctx.set_materialize_grads(False)
 
 
-def _sum_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     _refuse_second_derivatives()
+    if grad_loss is None:
+        return (None,) * 18
     hidden, weight, bias = (
         scaled(saved, grad_loss) if wanted else None
         for saved, wanted in zip(ctx.saved_tensors, ctx.wanted, strict=True)
