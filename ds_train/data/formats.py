@@ -32,7 +32,7 @@ _FIELDS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Of each format: the fields that every row has, and those that it may have."""
 
 CLASSIFICATION_TEMPLATE = "{text}\nLabel:"
-_MISSING = object()
+MISSING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def choose_format(source: Source, first: Row, *, has_template: bool) -> RowForma
     columns = {}
     for field in required + optional:
         column = config.columns.get(field, field)
-        found = look_up(first.values, column) is not _MISSING
+        found = look_up(first.values, column) is not MISSING
         if found or field in config.columns or field in required:
             columns[field] = column
         if not found and (field in config.columns or field in required):
@@ -75,7 +75,7 @@ def _detect(source: Source, first: Row) -> tuple[Format, str]:
     for name, (required, optional) in _FIELDS.items():
         mapped = set(config.columns)
         present = all(
-            look_up(values, config.columns.get(field, field)) is not _MISSING for field in required
+            look_up(values, config.columns.get(field, field)) is not MISSING for field in required
         )
         if present and mapped <= {*required, *optional}:
             candidates.append(name)
@@ -132,7 +132,7 @@ def _no_column(source: Source, row: Row, name: Format, field: str, column: str) 
 
 
 def look_up(values: Mapping[str, Any], column: str) -> Any:
-    """Value of a column, or of a path such as `instances.0.output`; _MISSING when absent."""
+    """Value of a column, or of a path such as `instances.0.output`; MISSING when absent."""
     if column in values:
         return values[column]
     value: Any = values
@@ -142,7 +142,7 @@ def look_up(values: Mapping[str, Any], column: str) -> Any:
         elif isinstance(value, list) and key.lstrip("-").isdigit() and _has(value, int(key)):
             value = value[int(key)]
         else:
-            return _MISSING
+            return MISSING
     return value
 
 
@@ -177,8 +177,8 @@ def convert(row: Row, source: Source, form: RowFormat) -> Sample:
 def _value(row: Row, form: RowFormat, field: str) -> Any:
     """Value of a field; None for an optional one that the row or the source has not."""
     column = form.columns.get(field)
-    value = _MISSING if column is None else look_up(row.values, column)
-    if value is not _MISSING:
+    value = MISSING if column is None else look_up(row.values, column)
+    if value is not MISSING:
         return value
     if field in _FIELDS[form.name][0]:
         raise DataError(
