@@ -40,6 +40,7 @@ LAYERS: dict[str, int] = {
     "ds_train.checkpoint": 6,
     "ds_train.evaluate": 6,
     "ds_train.quickstart": 6,
+    "ds_train.compare": 6,
     # 7
     "ds_train.cli": 7,
     "ds_train.cli_parser": 7,

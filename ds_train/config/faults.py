@@ -46,7 +46,7 @@ def _place(loc: tuple[str | int, ...]) -> tuple[KeyPath, type[Section], str]:
             path.append(part)
             continue
         if section is None:
-            if field in ("columns", "labels", "template_kwargs", "config_overrides"):
+            if field in ("columns", "labels", "template_kwargs", "config_overrides", "arms"):
                 path.append(part)
             break
         path.append(part)
@@ -63,12 +63,20 @@ def _message(path: KeyPath, item: Any, section: type[Section], field: str) -> st
     if kind == "missing":
         return f"{name} is missing: {_documentation(section, field)}"
     if kind == "value_error" and isinstance(value, dict):
+        if _is_mapping(section, field):
+            return f"{name}: {str(item['ctx']['error']).rstrip('.')}."
         return f"{name}: {_section_rule(item['ctx']['error'], value)}."
     rule = _rule(kind, item.get("ctx", {}), value, section, field, is_entry=path[-1] != field)
     if value is None:
         rule = "is empty; give a value, or remove the line to take the default"
         return f"{name} {rule}."
     return f"{name} = {show(value)}: {rule}{'' if rule.endswith('?') else '.'}"
+
+
+def _is_mapping(section: type[Section], field: str) -> bool:
+    """Whether a field holds keys of the user's own, as compare.arms does, and is no section."""
+    info = section.model_fields.get(field)
+    return info is not None and section_of(info.annotation) is None
 
 
 def show(value: Any) -> str:

@@ -6,6 +6,7 @@ from ds_train.config.adapter import AdapterConfig
 from ds_train.config.base import Section, UserPath
 from ds_train.config.checkpoint import CheckpointConfig
 from ds_train.config.cluster import ClusterConfig
+from ds_train.config.compare import CompareConfig
 from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.data import DataConfig
 from ds_train.config.engine import EngineConfig
@@ -50,3 +51,6 @@ class RunConfig(Section):
 
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
+
+    compare: CompareConfig | None = None
+    """Which variants of this recipe `ds-train compare` trains side by side."""

@@ -20,6 +20,7 @@ _FREE = {
     "report",
     "checkpoint",
     "evaluate",
+    "compare",
     "model.attn_implementation",
     "model.gradient_checkpointing",
     "data.cache_dir",
