@@ -30,7 +30,7 @@ from ds_train.report.reporter import Reporter
 from ds_train.train.due import Position, is_due
 from ds_train.train.guard import DivergenceGuard, StopRequest
 from ds_train.train.run import Run
-from ds_train.train.schedule import learning_rate, num_warmup_steps
+from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
 from ds_train.train.step import evaluate_batches, train_step
 
@@ -64,7 +64,12 @@ class Loop:
         self.run, self.request, self._say = run, request, say
         self.facts: CheckpointFacts = run.start
         self.saved_step = run.start.step
-        self.warmup = num_warmup_steps(run.config.train, run.plan, run.total_steps)
+        self.schedule = Schedule(
+            run.config.train,
+            total_steps=run.total_steps,
+            warmup=num_warmup_steps(run.config.train, run.plan, run.total_steps),
+            tokens_before=run.plan.tokens_before,
+        )
         self.reporter: Reporter | None = None
         if run.ranks.is_main:
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
@@ -100,9 +105,7 @@ class Loop:
         run, began = self.run, time.perf_counter()
         torch.manual_seed(_dropout_seed(run.config.train.seed, step, run.ranks.rank))
         before = self._position(step)
-        rate = learning_rate(
-            run.config.train, step, total_steps=run.total_steps, warmup=self.warmup
-        )
+        rate = self.schedule.rate(step)
         num_supervised = run.plan.num_supervised(step)
         result = train_step(
             run.engine,

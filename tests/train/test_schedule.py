@@ -11,7 +11,7 @@ from small_store import store_of_lengths
 from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
 from ds_train.data.order import RowPlan, StepPlan
-from ds_train.train.schedule import learning_rate, num_warmup_steps
+from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.units import Duration
 
 
@@ -20,7 +20,8 @@ def rates(total: int, *, warmup: int | None = None, **settings: Any) -> list[flo
     if warmup is None:
         assert not isinstance(config.warmup_steps, Duration)
         warmup = math.ceil(config.warmup_steps * (total if config.warmup_steps < 1 else 1))
-    return [learning_rate(config, step, total_steps=total, warmup=warmup) for step in range(total)]
+    schedule = Schedule(config, total_steps=total, warmup=warmup)
+    return [schedule.rate(step) for step in range(total)]
 
 
 @pytest.mark.parametrize(
@@ -69,4 +70,45 @@ def test_a_run_shorter_than_its_warmup_never_exceeds_the_peak() -> None:
 
 def test_after_the_end_the_rate_is_the_lowest() -> None:
     config = TrainConfig(max_steps=4, learning_rate=1.0, min_lr_ratio=0.1)
-    assert learning_rate(config, 9, total_steps=4, warmup=0) == pytest.approx(0.1)
+    assert Schedule(config, total_steps=4, warmup=0).rate(9) == pytest.approx(0.1)
+
+
+GROWING = [10, 10, 20, 40]
+"""Tokens of each step: rows grow, as under a curriculum by length."""
+
+
+def by_tokens(**settings: Any) -> list[float]:
+    config = TrainConfig(max_tokens=80, **{"learning_rate": 1.0, **settings})
+    before = [sum(GROWING[:step]) for step in range(5)]
+    schedule = Schedule(
+        config,
+        total_steps=4,
+        warmup=settings.get("warmup_steps", 0),
+        tokens_before=lambda step: before[step],
+    )
+    return [schedule.rate(step) for step in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"lr_scheduler_type": "linear"}, [1, 0.875, 0.75, 0.5]),
+        ({"lr_scheduler_type": "linear", "min_lr_ratio": 0.5}, [1, 0.9375, 0.875, 0.75]),
+        ({"lr_scheduler_type": "cosine"}, [1, 0.9619398, 0.8535534, 0.5]),
+        # the warm-up goes by steps; the decay begins at the tokens that stand before its end
+        ({"lr_scheduler_type": "linear", "warmup_steps": 2}, [0.5, 1, 1, 2 / 3]),
+        # stays until token 20 of 80, not until step 1 of 4
+        ({"lr_scheduler_type": "wsd", "decay_fraction": 0.75}, [1, 1, 1, 2 / 3]),
+        ({"lr_scheduler_type": "constant"}, [1, 1, 1, 1]),
+    ],
+)
+def test_a_run_limited_by_tokens_decays_by_tokens(
+    settings: dict[str, Any], expected: list[float]
+) -> None:
+    assert by_tokens(**settings) == pytest.approx(expected, abs=1e-6)
+
+
+def test_decay_by_tokens_wants_to_know_them() -> None:
+    config = TrainConfig(max_tokens=80, lr_scheduler_type="linear")
+    with pytest.raises(ValueError, match="goes by tokens_before"):
+        Schedule(config, total_steps=4, warmup=0)
