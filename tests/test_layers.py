@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
     "ds_train.launch": 2,
     "ds_train.report": 2,
     "ds_train.data": 2,
+    "ds_train.curriculum": 2,
     # 3: torch, transformers, peft
     "ds_train.data.batch": 3,
     "ds_train.data.loader": 3,
@@ -40,6 +41,7 @@ LAYERS: dict[str, int] = {
     "ds_train.checkpoint": 6,
     "ds_train.evaluate": 6,
     "ds_train.quickstart": 6,
+    "ds_train.score": 6,
     "ds_train.compare": 6,
     # 7
     "ds_train.cli": 7,

@@ -34,6 +34,8 @@ class CheckpointFacts:
     """Lowest validation loss so far."""
     base_fingerprint: str
     data_fingerprint: str
+    difficulty_fingerprint: str = ""
+    """Of the curriculum's metric and values; empty without a curriculum."""
     loss_scale: dict[str, float] = field(default_factory=dict)
     state_files: list[str] = field(default_factory=list)
 

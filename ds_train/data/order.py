@@ -102,8 +102,8 @@ class RowPlan:
         target = self.blocks.target_samples(num_epochs)
         if target is None:
             whole, part = divmod(Fraction(repr(float(num_epochs))), 1)
-            start = self.start(whole).rows
-            return start + (ceil(self.num_rows(whole) * part) if part else 0)
+            before = self.start(whole).rows
+            return before + (ceil(self.num_rows(whole) * part) if part else 0)
         number = 0
         while self.start(number + 1).samples < target:
             number += 1

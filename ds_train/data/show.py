@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.plan import build_step_plan, find_scores
 from ds_train.data.audit import format_audit
 from ds_train.data.encode import open_tokenizer
-from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.data.share import share_of_rank
 from ds_train.errors import DataError
@@ -109,8 +109,7 @@ def describe_step(
 ) -> dict[str, Any]:
     """Everything that optimizer step `step` (the first is 1) trains on, rank by rank."""
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
-    rows = RowPlan.uniform(prepared.train, config.data, config.train.seed, prepared.source_weights)
-    plan = StepPlan(rows, batch.global_batch_size, config.train.num_train_epochs)
+    plan = build_step_plan(config, prepared, find_scores(config, prepared), batch.global_batch_size)
     total = plan.total_steps(config.train)
     if not 1 <= step <= total:
         raise DataError(f"--step {step}: the run has steps 1 to {total:,}; name one of them.")

@@ -51,8 +51,9 @@ def check_same_run(config: RunConfig, global_batch_size: int) -> None:
     old_global_batch_size = facts["global_batch_size"]
     differences = list(_differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
     # Without a decay, and with a warm-up that is no share of the run, the rate does not depend on
-    # where the run ends, so it may go on for longer.
+    # where the run ends, so it may go on for longer; a curriculum and a mixture do depend on it.
     free_length = config.train.lr_scheduler_type == "constant"
+    free_length = free_length and config.curriculum is None and config.data.mixture is None
     if free_length and not isinstance(config.train.warmup_steps, float):
         differences = [d for d in differences if d[0] not in _LENGTH]
     if old_global_batch_size != global_batch_size:
@@ -65,11 +66,13 @@ def check_same_run(config: RunConfig, global_batch_size: int) -> None:
         )
 
 
-def check_same_inputs(config: RunConfig, base_fingerprint: str, data_fingerprint: str) -> None:
+def check_same_inputs(
+    config: RunConfig, base_fingerprint: str, data_fingerprint: str, difficulty_fingerprint: str
+) -> None:
     """Compare the files behind the recipe with those that the checkpoints were made from.
 
     Raises:
-        CheckpointError: the base model's weights or the data are others now.
+        CheckpointError: the base model's weights, the data or its difficulty are others now.
     """
     paths = RunPaths(Path(config.output_dir))
     if not any(paths.checkpoints.glob("step-*")):
@@ -78,6 +81,7 @@ def check_same_inputs(config: RunConfig, base_fingerprint: str, data_fingerprint
     for what, was, now in (
         ("base model's weights", facts["base_fingerprint"], base_fingerprint),
         ("data", facts["data_fingerprint"], data_fingerprint),
+        ("samples' difficulty", facts.get("difficulty_fingerprint", ""), difficulty_fingerprint),
     ):
         if was != now:
             raise CheckpointError(

@@ -27,15 +27,20 @@ _PACKAGES = ("ds-train", "deepspeed", "torch", "transformers", "peft", "datasets
 
 
 def agreed_start(
-    config: RunConfig, batch: BatchPlan, data_fingerprint: str, ranks: Ranks
+    config: RunConfig,
+    batch: BatchPlan,
+    data_fingerprint: str,
+    difficulty_fingerprint: str,
+    ranks: Ranks,
 ) -> CheckpointFacts:
     """Where the run begins, and proof that every rank sees the same files.
 
     Raises:
         CheckpointError: on every rank, where output_dir, model or data differ between machines.
     """
-    start = _find_start(config, batch, base_fingerprint(config.model), data_fingerprint)
-    seen = ranks.texts(f"step {start.step}, {start.base_fingerprint}, {start.data_fingerprint}")
+    fingerprints = base_fingerprint(config.model), data_fingerprint, difficulty_fingerprint
+    start = _find_start(config, batch, *fingerprints)
+    seen = ranks.texts(f"step {start.step}, {', '.join(filter(None, fingerprints))}")
     if len(set(seen)) > 1:
         other = next(text for text in seen if text != seen[0])
         raise CheckpointError(
@@ -46,13 +51,15 @@ def agreed_start(
     return start
 
 
-def _find_start(config: RunConfig, batch: BatchPlan, base: str, data: str) -> CheckpointFacts:
+def _find_start(
+    config: RunConfig, batch: BatchPlan, base: str, data: str, difficulty: str
+) -> CheckpointFacts:
     check_same_run(config, batch.global_batch_size)
-    check_same_inputs(config, base, data)
+    check_same_inputs(config, base, data, difficulty)
     folder = latest_checkpoint(RunPaths(Path(config.output_dir)))
     if folder is not None:
         return read_facts(folder)
-    return CheckpointFacts(0, 0, 0, None, base, data)
+    return CheckpointFacts(0, 0, 0, None, base, data, difficulty)
 
 
 def write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
@@ -66,6 +73,7 @@ def write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
     facts = {
         "base_fingerprint": run.start.base_fingerprint,
         "data_fingerprint": run.start.data_fingerprint,
+        "difficulty_fingerprint": run.start.difficulty_fingerprint,
         "global_batch_size": run.batch.global_batch_size,
         "world_size": run.ranks.world_size,
         "total_steps": run.total_steps,

@@ -19,6 +19,7 @@ import torch
 from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.checkpoint.state import point_to, prune, save_checkpoint
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.plan import find_scores
 from ds_train.data.loader import prefetch
 from ds_train.data.prepare import open_data
 from ds_train.engine.engine import start_process_group, stop_process_group
@@ -29,6 +30,7 @@ from ds_train.report.record import EvaluationRecord, Record, StepRecord
 from ds_train.report.reporter import Reporter
 from ds_train.train.due import Position, is_due
 from ds_train.train.guard import DivergenceGuard, StopRequest
+from ds_train.train.late import late_curriculum
 from ds_train.train.run import Run
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
@@ -42,8 +44,9 @@ def run(config: RunConfig) -> int:
     ranks = Ranks.from_environment()
     say = _say if ranks.is_main else _silent
     data = open_data(config)  # first: nobody may wait for it in a collective
+    scores = find_scores(config, data)
     start_process_group(ranks)
-    Loop(set_up(config, ranks, data, say), request, say).train()
+    Loop(set_up(config, ranks, data, say, scores), request, say).train()
     # Not after an error: it would wait for ranks that are stuck, and hide the message.
     stop_process_group()
     return 0
@@ -97,6 +100,8 @@ class Loop:
     def _announce(self) -> None:
         run = self.run
         self._say(f"step: {run.batch}; {run.total_steps:,} steps")
+        if late := late_curriculum(run.config, self.schedule, run.plan):
+            self._say(late)
         if self.facts.step >= run.total_steps:
             self._say(f"this run is complete: all {run.total_steps:,} steps are made")
 

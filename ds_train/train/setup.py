@@ -8,8 +8,9 @@ from typing import Any
 
 from ds_train.checkpoint.state import load_checkpoint
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.plan import build_step_plan
+from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.encode import open_tokenizer
-from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import build_engine, offloads_optimizer
 from ds_train.engine.ranks import Ranks
@@ -38,17 +39,23 @@ def _describe_loss(model: LanguageModel) -> str:
         raise ConfigError(f"model.loss_implementation: {said}") from None
 
 
-def set_up(config: RunConfig, ranks: Ranks, data: PreparedData, say: Say) -> Run:
-    """Build the run; a collective call, after the process group has been started."""
+def set_up(
+    config: RunConfig,
+    ranks: Ranks,
+    data: PreparedData,
+    say: Say,
+    scores: DifficultyScores | None = None,
+) -> Run:
+    """Build the run; a collective call, after the process group has been started.
+
+    `scores`: the samples' difficulty, where the recipe has a curriculum.
+    """
     paths = RunPaths(Path(config.output_dir))
     batch = batch_arithmetic(config, ranks.world_size)
     ds_config = resolve_ds_config(config, batch)
-    start = agreed_start(config, batch, data.fingerprint, ranks)
-    plan = StepPlan(
-        RowPlan.uniform(data.train, config.data, config.train.seed, data.source_weights),
-        batch.global_batch_size,
-        config.train.num_train_epochs,
-    )
+    difficulty = scores.fingerprint if scores is not None else ""
+    start = agreed_start(config, batch, data.fingerprint, difficulty, ranks)
+    plan = build_step_plan(config, data, scores, batch.global_batch_size, say)
     tokenizer = open_tokenizer(config.model)
     saved_lora = paths.root / INITIAL_LORA if start.step else None
     model, initial, flatten = build_model(config, ds_config, ranks, saved_lora, say)

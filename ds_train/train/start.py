@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ds_train.config.load import dump_recipe
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.plan import build_step_plan, find_scores
 from ds_train.data.prepare import prepare_data
 from ds_train.errors import CheckpointError
 from ds_train.launch.command import launcher_environment, master_port, show_command
@@ -32,7 +33,15 @@ def start_training(launch: Launch) -> int:
     check_same_run(plan.config, plan.batch.global_batch_size)
     check_model(plan.config)
     data = prepare_data(plan.config)
-    check_same_inputs(plan.config, base_fingerprint(plan.config.model), data.fingerprint)
+    scores = find_scores(plan.config, data, print)
+    check_same_inputs(
+        plan.config,
+        base_fingerprint(plan.config.model),
+        data.fingerprint,
+        scores.fingerprint if scores is not None else "",
+    )
+    if plan.config.curriculum is not None or plan.config.data.mixture is not None:
+        build_step_plan(plan.config, data, scores, plan.batch.global_batch_size)  # its faults: now
     if launch.written_recipe is not None:
         _write_recipe(plan.config, launch.written_recipe)
     print("launching: " + show_command(launch.command), flush=True)

@@ -1,0 +1,94 @@
+"""Blocks of a run with a curriculum or a mixture: short stretches of one pool and one stage.
+
+A block's pool follows from where the run stands when it begins, so blocks are short: about 1/256
+of the run, at least one global batch, at most `LONGEST` samples. Rows are packed inside a block
+(or, with `window`, inside a window), so packing moves no sample further than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+from ds_train.config.curriculum import CurriculumConfig
+from ds_train.config.data import DataConfig
+from ds_train.curriculum.draws import Draws
+from ds_train.curriculum.mixture import Shares
+from ds_train.curriculum.pacing import RunLength, competence
+from ds_train.curriculum.pool import Pool
+from ds_train.data.epochs import BlockRows, Drawn, Totals, rows_of_samples
+from ds_train.data.pack import WINDOW
+from ds_train.data.store import TokenStore
+
+LONGEST = WINDOW
+"""Samples of a block, at most (or one global batch, where that holds more)."""
+SHORTEST_PACKED = 256
+"""Samples of a block that is packed, at least: fewer would leave rows half empty."""
+_BLOCKS_A_RUN = 256
+
+
+def block_samples(store: TokenStore, data: DataConfig, length: RunLength) -> int:
+    """Samples of a block."""
+    mean_length = max(1.0, store.num_tokens / store.num_samples)
+    per_row = max(1.0, data.max_length / mean_length) if data.packing else 1.0
+    per_step = length.global_batch_size * per_row
+    samples_of = {
+        "tokens": 1 / mean_length,
+        "steps": per_step,
+        "epochs": float(length.num_samples),
+    }
+    whole_run = length.limit.amount * samples_of[length.limit.unit]
+    shortest = max(SHORTEST_PACKED, ceil(per_step)) if data.packing else ceil(per_step)
+    wanted = max(shortest, min(LONGEST, ceil(whole_run / _BLOCKS_A_RUN)))
+    # unpacked rows are samples, so that whole steps have one pool
+    return wanted if data.packing else wanted // shortest * shortest
+
+
+class DrawnBlocks:
+    """Block after block, each drawn as the curriculum and the mixture say."""
+
+    num_recent = 16
+
+    def __init__(
+        self,
+        store: TokenStore,
+        data: DataConfig,
+        curriculum: CurriculumConfig | None,
+        length: RunLength,
+        pools: Sequence[Pool],
+        draws: Draws,
+        shares: Shares | None = None,
+    ) -> None:
+        self._store, self._data, self._curriculum = store, data, curriculum
+        self.length, self.pools, self._draws, self._shares = length, pools, draws, shares
+        self.num_samples = block_samples(store, data, length)
+        """Samples of a block, as a rule."""
+
+    def plan(self, number: int, start: Totals) -> BlockRows:
+        """Block `number`: its pool, what is drawn out of it, packed."""
+        drawn = self.drawn_from(start)
+        samples = self._draws.draw(number, start, self.num_samples, drawn.pools)
+        window = WINDOW
+        if self._curriculum is not None and self._curriculum.window is not None:
+            window = min(window, self._curriculum.window)
+        return rows_of_samples(self._store, samples, self._data, drawn, window)
+
+    def drawn_from(self, at: Totals) -> Drawn:
+        """What a block that begins here would be drawn from."""
+        share = 1.0
+        if self._curriculum is not None and self._curriculum.window is None:
+            share = competence(self._curriculum, self.length, at)
+        return Drawn(
+            progress=self.length.progress(at),
+            competence=share,
+            pools=tuple(pool.size(share) for pool in self.pools),
+            stage=self._shares.stage(at) if self._shares is not None else 0,
+        )
+
+    def epoch(self, start: Totals, number: int, rows: BlockRows, index: int) -> float:
+        """Samples before a row over those of the data: passes, on average."""
+        return (start.samples + int(rows.offsets[index])) / self.length.num_samples
+
+    def target_samples(self, num_epochs: float) -> int | None:
+        """Samples that make up so many epochs."""
+        return ceil(round(num_epochs * self.length.num_samples, 6))

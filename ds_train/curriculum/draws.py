@@ -1,0 +1,166 @@
+"""Which samples a block draws: out of a pool, covering the epoch, or sorted in windows.
+
+Each of these is asked for blocks one after another the first time, and for any of them later; what
+a block draws follows from its number and from what stood before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_train.curriculum.permute import Permutation
+from ds_train.curriculum.pool import Floats, Pool
+from ds_train.data.epochs import Totals
+from ds_train.data.mix import Ints
+
+
+class Draws(Protocol):
+    """A way to draw blocks."""
+
+    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+        """Sample ids of block `number`, about `wanted` of them; `pools`: size of each pool."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a group stands before a block."""
+
+    pool: int = 0
+    """Size of the pool that it draws from."""
+    since: int = 0
+    """Block from which on the pool has had this size."""
+    place: int = 0
+    """Samples drawn out of this pool."""
+    drawn: int = 0
+    """Samples drawn out of this group, ever."""
+    owed: float = 0.0
+    """Tokens that a mixture still owes it (or, negative, has given too many)."""
+
+
+def stream(pool: Pool, cursor: Cursor, count: int, seed: int, group: int) -> Ints:
+    """The next `count` samples of the endless passes over a pool, each pass shuffled anew."""
+    parts = [np.empty(0, dtype=np.int64)]
+    place, left = cursor.place, count
+    while left > 0:
+        number, offset = divmod(place, cursor.pool)
+        here = min(left, cursor.pool - offset)
+        shuffled = Permutation(cursor.pool, seed, "pool", group, cursor.since, number)
+        parts.append(pool.ids(shuffled.part(offset, offset + here)))
+        place, left = place + here, left - here
+    return np.concatenate(parts)
+
+
+class PoolDraws:
+    """Passes over the pool, without replacement; a pool of another size begins a new pass.
+
+    A block ends where a pass or an epoch does, so that no sample comes twice in it.
+    """
+
+    def __init__(self, pool: Pool, seed: int) -> None:
+        self._pool, self._seed = pool, seed
+        self._cursors = [Cursor()]
+
+    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+        """Samples of one block."""
+        cursor, (size,) = self._cursors[number], pools
+        if cursor.pool != size:
+            cursor = Cursor(size, since=number)
+        total = self._pool.num_samples
+        count = min(wanted, size - cursor.place % size, total - at.samples % total)
+        if len(self._cursors) == number + 1:
+            self._cursors.append(Cursor(size, cursor.since, cursor.place + count))
+        return stream(self._pool, cursor, count, self._seed, group=0)
+
+
+class WindowDraws:
+    """Shuffled epochs, sorted by difficulty inside windows of so many samples."""
+
+    def __init__(self, values: Floats | None, window: int, falls: bool, seed: int) -> None:
+        """`values` None draws in the shuffled order: the control."""
+        self._values, self._window, self._falls, self._seed = values, window, falls, seed
+        self._num_samples = 0 if values is None else len(values)
+
+    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+        """Whole windows; the last one of an epoch may be smaller."""
+        (total,) = pools
+        epoch, offset = divmod(at.samples, total)
+        count = max(1, wanted // self._window) * self._window
+        shuffled = Permutation(total, self._seed, "window", epoch)
+        samples = shuffled.part(offset, min(total, offset + count))
+        return np.concatenate(
+            [
+                self._sorted(samples[start : start + self._window])
+                for start in range(0, len(samples), self._window)
+            ]
+        )
+
+    def _sorted(self, samples: Ints) -> Ints:
+        if self._values is None:
+            return samples
+        values = self._values[samples]
+        return samples[np.argsort(-values if self._falls else values, kind="stable")]
+
+
+class CoverDraws:
+    """Each sample exactly once an epoch, drawn uniformly from what the pool has not yet given.
+
+    An epoch is one array of places of the order: [0, filled) drawn, [filled, admitted) waiting,
+    the rest not yet let in. Where fewer wait than are wanted, the next ones are let in early.
+    """
+
+    def __init__(self, pool: Pool, seed: int) -> None:
+        self._pool, self._seed = pool, seed
+        self._asked: list[tuple[int, int, int]] = []  # of each block: epoch, samples, pool
+        self._epochs: dict[int, _Epoch] = {}
+
+    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+        """Samples of one block; an epoch that was forgotten is drawn again from its start."""
+        total = self._pool.num_samples
+        epoch, offset = divmod(at.samples, total)
+        count = min(wanted, total - offset)
+        if len(self._asked) == number:
+            self._asked.append((epoch, count, pools[0]))
+        state = self._epochs.get(epoch)
+        if state is None or state.filled < offset:
+            state = self._replay(epoch, number)
+        if state.filled == offset:
+            self._extend(state, epoch, count, pools[0])
+        return self._pool.ids(state.places[offset : offset + count].astype(np.int64))
+
+    def _replay(self, epoch: int, number: int) -> _Epoch:
+        """The epoch up to block `number`."""
+        while len(self._epochs) > 1:  # a step may reach across the border of two
+            self._epochs.pop(next(iter(self._epochs)))
+        state = _Epoch(np.arange(self._pool.num_samples, dtype=np.uint32))
+        self._epochs[epoch] = state
+        for of_epoch, count, size in self._asked[:number]:
+            if of_epoch == epoch:
+                self._extend(state, epoch, count, size)
+        return state
+
+    def _extend(self, state: _Epoch, epoch: int, count: int, size: int) -> None:
+        """Draw `count` more of the places that wait, and bring them to the front."""
+        state.admitted = max(state.admitted, size, state.filled + count)
+        waiting = state.admitted - state.filled
+        chosen = Permutation(waiting, self._seed, "cover", epoch, state.filled).part(0, count)
+        front = state.places[state.filled :]
+        drawn = front[chosen]
+        stays = np.ones(count, dtype=bool)
+        stays[chosen[chosen < count]] = False
+        front[chosen[chosen >= count]] = front[:count][stays]
+        front[:count] = drawn
+        state.filled += count
+
+
+@dataclass
+class _Epoch:
+    """Places of one epoch, as far as they have been drawn."""
+
+    places: NDArray[np.uint32]
+    filled: int = 0
+    admitted: int = 0

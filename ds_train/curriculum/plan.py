@@ -1,0 +1,171 @@
+"""The one way from a recipe to its stream of rows, with or without a curriculum or a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ds_train.config.curriculum import CurriculumConfig
+from ds_train.config.run import RunConfig
+from ds_train.curriculum.blocks import DrawnBlocks
+from ds_train.curriculum.draws import CoverDraws, Draws, PoolDraws, WindowDraws
+from ds_train.curriculum.mixture import MixtureDraws, Shares, SourceFacts
+from ds_train.curriculum.pacing import RunLength, competence
+from ds_train.curriculum.pool import Floats, Pool, stratified
+from ds_train.curriculum.scores import DifficultyScores, open_scores
+from ds_train.data.divide import PreparedData
+from ds_train.data.epochs import Totals
+from ds_train.data.mix import Ints
+from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.store import TokenStore
+from ds_train.errors import DataError
+
+Say = Callable[[str], object]
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
+
+
+def ordering(config: RunConfig) -> CurriculumConfig | None:
+    """The curriculum, where it changes the order of rows."""
+    curriculum = config.curriculum
+    return None if curriculum is None or curriculum.order == "uniform" else curriculum
+
+
+def find_scores(
+    config: RunConfig, prepared: PreparedData, say: Say = _silent
+) -> DifficultyScores | None:
+    """Difficulties of a recipe with a curriculum (`order: uniform` reports by them too)."""
+    return None if config.curriculum is None else open_scores(config, prepared, say)
+
+
+def build_step_plan(
+    config: RunConfig,
+    prepared: PreparedData,
+    scores: DifficultyScores | None,
+    global_batch_size: int,
+    say: Say = _silent,
+) -> StepPlan:
+    """Rows of every step of a run. Raises what `build_row_plan` does, and where a mixture's
+    max_epochs make an end to the data before the run ends."""
+    rows = build_row_plan(config, prepared, scores, global_batch_size, say)
+    plan = StepPlan(rows, global_batch_size, config.train.num_train_epochs)
+    mixture = config.data.mixture
+    if mixture is not None and mixture.max_epochs and mixture.on_exhausted != "repeat":
+        plan.tokens_before(plan.total_steps(config.train))  # fail now, not in the middle
+    return plan
+
+
+def build_row_plan(
+    config: RunConfig,
+    prepared: PreparedData,
+    scores: DifficultyScores | None,
+    global_batch_size: int,
+    say: Say = _silent,
+) -> RowPlan:
+    """The endless stream of rows of a run, the same on every rank.
+
+    Args:
+        scores: difficulty of each sample; needed where the curriculum orders samples.
+        say: is told of a first pool that is raised to one global batch.
+
+    Raises:
+        DataError: there is no data; ConfigError: the run's length is in another unit than
+        curriculum.unit.
+    """
+    store, seed = prepared.train, config.train.seed
+    curriculum, mixture = ordering(config), config.data.mixture
+    if curriculum is None and mixture is None:
+        return RowPlan.uniform(store, config.data, seed, prepared.source_weights)
+    if store.num_samples == 0:
+        raise DataError("data.train: no sample is left to train on; see the audit for why.")
+    length = RunLength.of(config, global_batch_size, store.num_samples)
+    values = _ordered_by(curriculum, prepared, scores, seed)
+    if mixture is None:
+        assert curriculum is not None
+        pools = [Pool(None, store.num_samples, curriculum, values, seed)]
+        draws = _draws(curriculum, pools[0], values, seed)
+        shares = None
+    else:
+        members, facts = _sources(prepared)
+        pools = [
+            Pool(own, len(own), curriculum, None if values is None else values[own], seed, one.name)
+            for own, one in zip(members, facts, strict=True)
+        ]
+        shares = Shares(mixture, facts, length)
+        draws = MixtureDraws(mixture, store, pools, facts, shares, seed)
+    if curriculum is not None and curriculum.window is None:
+        _raise_small_pools(config, curriculum, store, pools, length, say)
+    blocks = DrawnBlocks(store, config.data, curriculum, length, pools, draws, shares)
+    return RowPlan(blocks)
+
+
+def _ordered_by(
+    curriculum: CurriculumConfig | None,
+    prepared: PreparedData,
+    scores: DifficultyScores | None,
+    seed: int,
+) -> Floats | None:
+    if curriculum is None:
+        return None
+    if scores is None or len(scores.values) != prepared.train.num_samples:
+        raise ValueError("a curriculum orders samples by their difficulty, and none is given")
+    if curriculum.stratify_by is None:
+        return scores.values
+    return stratified(scores.values, prepared.train.sources, seed)
+
+
+def _draws(curriculum: CurriculumConfig, pool: Pool, values: Floats | None, seed: int) -> Draws:
+    if curriculum.window is not None:
+        by = None if curriculum.order == "random_pool" else values
+        return WindowDraws(by, curriculum.window, curriculum.order == "hard_to_easy", seed)
+    return CoverDraws(pool, seed) if curriculum.cover else PoolDraws(pool, seed)
+
+
+def _sources(prepared: PreparedData) -> tuple[list[Ints], list[SourceFacts]]:
+    """Samples of each training source of a mixture, and their numbers."""
+    store, members, facts = prepared.train, [], []
+    for index in np.unique(store.sources).tolist():
+        own = np.flatnonzero(store.sources == index)
+        num_tokens = int(store.lengths[own].sum(dtype=np.int64))
+        members.append(own)
+        facts.append(SourceFacts(prepared.source_names[index], num_tokens, len(own)))
+    return members, facts
+
+
+def _raise_small_pools(
+    config: RunConfig,
+    curriculum: CurriculumConfig,
+    store: TokenStore,
+    pools: Sequence[Pool],
+    length: RunLength,
+    say: Say,
+) -> None:
+    """A pool holds one global batch at least: with less, a step would repeat samples."""
+    pacing = curriculum.pacing
+    lowest = min([*pacing.levels, competence(curriculum, length, Totals()), pacing.end])
+    for pool in pools:
+        pool.minimum = _batch_samples(config, store, pool, length.global_batch_size)
+        asked, least = pool.asked_size(lowest), pool.size(lowest)
+        if asked < least:
+            say(
+                f"curriculum: the smallest pool ({lowest:g}) would hold {asked:,} of "
+                f"{pool.num_samples:,} samples, less than one global batch; raised to {least:,}"
+            )
+
+
+def _batch_samples(config: RunConfig, store: TokenStore, pool: Pool, batch: int) -> int:
+    """Samples of the pool's start that fill one global batch, or all of them."""
+    if not config.data.packing:
+        return min(batch, pool.num_samples)
+    wanted, looked_at = batch * config.data.max_length, batch
+    while True:
+        looked_at = min(2 * looked_at, pool.num_samples)
+        ids = pool.ids(np.arange(looked_at, dtype=np.int64))
+        sums = np.cumsum(store.lengths[ids], dtype=np.int64)
+        if sums[-1] >= wanted:
+            return int(np.searchsorted(sums, wanted)) + 1
+        if looked_at == pool.num_samples:
+            return looked_at

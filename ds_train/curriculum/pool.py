@@ -1,0 +1,118 @@
+"""Pools: the samples of a group in the order in which a curriculum lets them in.
+
+A group is all samples, or those of one source of a mixture. The pool at competence c is its first
+P samples: ceil(c n) of n (normalise: cdf), or as many as have d <= d_min + c (d_max - d_min)
+(normalise: value). Ties are broken by a keyed hash, so that equal samples come in no order of
+their own; all of `random_pool` is such a tie. Its pools are as large as those of easy_to_hard.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_train.config.curriculum import CurriculumConfig
+from ds_train.curriculum.permute import Scramble
+from ds_train.data.mix import Ints
+
+Floats = NDArray[np.float32]
+
+
+class Pool:
+    """One group of samples, ordered; without a curriculum all of it is in the pool."""
+
+    def __init__(
+        self,
+        members: Ints | None,
+        num_samples: int,
+        curriculum: CurriculumConfig | None = None,
+        values: Floats | None = None,
+        seed: int = 0,
+        name: str = "",
+    ) -> None:
+        """`members`: ids of the group, None for all; `values` [num_samples] difficulty of each."""
+        self.num_samples = num_samples
+        self.minimum = 1
+        """A pool is never smaller than this."""
+        self._ids: NDArray[np.uint32] | None = None
+        self._values, self._falls, self._count_by_value = values, False, False
+        if curriculum is not None:
+            assert values is not None
+            self._falls = curriculum.order == "hard_to_easy"
+            self._count_by_value = curriculum.normalise == "value"
+            constant = curriculum.order == "random_pool"
+            self._ids = difficulty_order(None if constant else values, num_samples, seed, name)
+            if self._falls:
+                self._ids = self._ids[::-1]
+        if members is not None:
+            ids = members if self._ids is None else members[self._ids]
+            self._ids = ids.astype(np.uint32)
+
+    def size(self, competence: float) -> int:
+        """Samples in the pool, at least `minimum` (or all)."""
+        return min(self.num_samples, max(self.minimum, self.asked_size(competence)))
+
+    def asked_size(self, competence: float) -> int:
+        """Samples that the pacing asks for."""
+        if competence >= 1:
+            return self.num_samples
+        if not self._count_by_value:
+            return math.ceil(round(competence * self.num_samples, 6))
+        assert self._values is not None
+        low, high = float(self._values.min()), float(self._values.max())
+        reach = competence * (high - low)
+        if self._falls:
+            return int(np.count_nonzero(self._values >= np.float32(high - reach)))
+        return int(np.count_nonzero(self._values <= np.float32(low + reach)))
+
+    def ids(self, places: Ints) -> Ints:
+        """Sample ids at places of the order, [0, pool size)."""
+        return places if self._ids is None else self._ids[places].astype(np.int64)
+
+
+def difficulty_order(
+    values: Floats | None, num_samples: int, seed: int, name: str = ""
+) -> NDArray[np.uint32]:
+    """Indices from the easiest to the hardest; without values, or where equal, in keyed order.
+
+    One sort in place of 8 bytes a sample: the difficulty's bits above the scrambled index.
+    """
+    scramble = Scramble(seed, f"ties/{name}")
+    keys = np.empty(num_samples, dtype=np.uint64)
+    step = 1 << 20  # stretches, so that no more than `keys` lies in memory at once
+    for start in range(0, num_samples, step):
+        stop = min(num_samples, start + step)
+        keys[start:stop] = scramble(np.arange(start, stop, dtype=np.uint32))
+        if values is not None:
+            high = _rising_bits(values[start:stop]).astype(np.uint64) << np.uint64(32)
+            keys[start:stop] |= high
+    keys.sort()
+    order = np.empty(num_samples, dtype=np.uint32)
+    for start in range(0, num_samples, step):
+        part = keys[start : start + step].astype(np.uint32)  # the low half
+        order[start : start + step] = scramble.undo(part)
+    return order
+
+
+def _rising_bits(values: Floats) -> NDArray[np.uint32]:
+    """Unsigned integers in the same order as the (finite) floats."""
+    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 becomes 0.0
+    sign = np.uint32(1 << 31)
+    return np.where(bits & sign, ~bits, bits | sign)
+
+
+def stratified(values: Floats, strata: NDArray[np.integer], seed: int) -> Floats:
+    """float32 [N]: place of each sample within its own stratum, 0 .. 1, instead of its value.
+
+    A pool over these holds the same share of every stratum.
+    """
+    order = difficulty_order(values, len(values), seed, "strata")
+    by_stratum = order[np.argsort(strata[order], kind="stable")]
+    counts = np.bincount(strata)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    places = np.arange(len(values)) - starts
+    result = np.empty(len(values), dtype=np.float32)
+    result[by_stratum] = (places + 0.5) / np.repeat(counts, counts)
+    return result
