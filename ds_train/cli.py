@@ -67,6 +67,7 @@ def _run(args: argparse.Namespace) -> int:
     command = {
         "validate": _validate,
         "data": _data,
+        "score": _score,
         "train": _train,
         "evaluate": _evaluate,
         "export": _export,
@@ -83,6 +84,7 @@ def _validate(args: argparse.Namespace) -> int:
 
     from ds_train.config.load import dump_recipe
     from ds_train.plan.validate import summary, validate
+    from ds_train.train.late import likely_late_curriculum
 
     plan = validate(args.recipe, args.overrides)
     if args.ds_config:
@@ -90,7 +92,9 @@ def _validate(args: argparse.Namespace) -> int:
     if args.resolved:
         print(dump_recipe(plan.config), end="")
     if not (args.ds_config or args.resolved):
-        print("\n".join([*summary(plan), f"{args.recipe} is valid"]))
+        late = likely_late_curriculum(plan.config)
+        notes = [] if late is None else [late]
+        print("\n".join([*summary(plan), *notes, f"{args.recipe} is valid"]))
     return 0
 
 
@@ -105,6 +109,14 @@ def _data(args: argparse.Namespace) -> int:
     color = not args.no_color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     show_data(config, step=args.step, rows=args.rows, color=color)
     return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from ds_train.score.command import score_as_rank, score_command
+
+    if _is_rank():
+        return score_as_rank(args.recipe, args.overrides)
+    return score_command(args.recipe, args.overrides, as_json=args.json)
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -21,10 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ds_train.config.train import TrainConfig
-from ds_train.data.order import StepPlan
 from ds_train.units import Duration
+
+if TYPE_CHECKING:  # `validate` answers without numpy
+    from ds_train.data.order import StepPlan
 
 
 def num_warmup_steps(config: TrainConfig, plan: StepPlan, total_steps: int) -> int:
