@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_validate(commands)
     _add_data(commands)
+    _add_score(commands)
     _add_train(commands)
     _add_evaluate(commands)
     _add_export(commands)
@@ -103,6 +104,19 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--step", type=int, help="show the rows of this step (the first is 1)")
     parser.add_argument("--rows", type=_count, default=3, help="rows to show (default 3)")
     parser.add_argument("--no-color", action="store_true", help="mark with brackets, not colours")
+
+
+def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "score",
+        "measure how hard each training sample is, once, for a curriculum",
+        "ds-train score my.yaml\n"
+        "ds-train score my.yaml curriculum.metric=[length,rarity_mean]\n"
+        "ds-train score my.yaml curriculum.metric=ifd curriculum.metric_model=./small",
+    )
+    _add_recipe_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print numbers and examples as JSON")
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

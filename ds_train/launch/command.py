@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ds_train.config.run import RunConfig
 from ds_train.launch.world import World, find_world, parse_launcher_args
@@ -21,6 +22,7 @@ def launcher_command(
     *,
     world: World | None = None,
     port: int | None = None,
+    action: Literal["train", "score"] = "train",
 ) -> list[str]:
     """`deepspeed ... --module ds_train train recipe.yaml overrides...`.
 
@@ -34,7 +36,7 @@ def launcher_command(
         command += ["--master_port", str(port)]
     # its "exits with return code" says no more than our own last line
     command += ["--log_level", "critical", *launcher_args]
-    return [*command, "--module", "ds_train", "train", str(recipe_path), *overrides]
+    return [*command, "--module", "ds_train", action, str(recipe_path), *overrides]
 
 
 def master_port(command: Sequence[str]) -> int:
