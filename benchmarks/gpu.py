@@ -4,7 +4,7 @@ Trains the tests' tiny model in one process on the device that is there and comp
 with ZeRO-0 of its dtype; then runs the quickstart. Prints Markdown; with an argument, writes it
 there. Without a GPU it runs on the CPU and says so.
 
-usage: bash benchmarks/gpu.sh [RESULT.md]
+usage: bash benchmarks/gpu.sh train [RESULT.md]
 """
 
 from __future__ import annotations

@@ -173,9 +173,9 @@ def main() -> None:
     facts |= {"rounds": args.rounds, "seconds": args.seconds}
     facts["one_call_seconds"] = args.one_call_seconds
     results: Results = []
-    for shape in args.shapes or (QUICK_SHAPES if args.quick else SHAPES):
+    for tokens, dim, vocab in args.shapes or (QUICK_SHAPES if args.quick else SHAPES):
         for dtype in args.dtypes:
-            case = Case(*shape, dtype=dtype)
+            case = Case(tokens, dim, vocab, dtype)
             inputs = make_inputs(case, _CPU)
             truth = Truth(case, inputs)
             group = [(v, measure(peers, v, inputs, truth, limits)) for v in variants(case)]
