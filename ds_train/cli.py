@@ -69,6 +69,7 @@ def _run(args: argparse.Namespace) -> int:
         "data": _data,
         "score": _score,
         "train": _train,
+        "compare": _compare,
         "evaluate": _evaluate,
         "export": _export,
         "generate": _generate,
@@ -142,6 +143,22 @@ def _train_as_rank(args: argparse.Namespace) -> int:
     from ds_train.train.loop import run
 
     return run(load_recipe(args.recipe, args.overrides))
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from ds_train.compare.arms import plan_comparison
+
+    recipe, overrides = args.recipe, args.overrides
+    if args.digits is not None:
+        from ds_train.compare.digits import digits_recipe
+
+        recipe, overrides = digits_recipe(Path(args.digits), [recipe, *overrides])
+    elif recipe is None:
+        raise ConfigError("ds-train compare: name a recipe, or --digits FOLDER; see --help.")
+    comparison = plan_comparison(recipe, overrides)  # its faults are told before torch is loaded
+    from ds_train.compare.run import run_comparison
+
+    return run_comparison(comparison)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_score(commands)
     _add_train(commands)
+    _add_compare(commands)
     _add_evaluate(commands)
     _add_export(commands)
     _add_generate(commands)
@@ -131,6 +132,24 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_recipe_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the launcher's command and stop"
+    )
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "compare",
+        "train variants of a recipe with several seeds each, and say what differs beyond chance",
+        "ds-train compare my.yaml                       what its compare section names\n"
+        "ds-train compare my.yaml compare.seeds=[0,1,2,3,4]\n"
+        "ds-train compare --digits runs/digits          a curriculum on a task of our own making",
+    )
+    parser.add_argument("recipe", nargs="?", help="the YAML file with a compare section")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help=_OVERRIDES
+    )
+    parser.add_argument(
+        "--digits", metavar="FOLDER", help="write the bundled task there and compare on it"
     )
 
 

@@ -51,7 +51,7 @@ def run_launcher(
     Raises RunFailed when a rank ended otherwise. `port` names the shared memory to free.
     """
     environment = dict(os.environ) if environment is None else dict(environment)
-    with tempfile.TemporaryDirectory(prefix="ds-train-") as folder, _caught_signals() as caught:
+    with tempfile.TemporaryDirectory(prefix="ds-train-") as folder, caught_signals() as caught:
         environment |= {EXIT_VARIABLE: folder, PARENT_VARIABLE: describe_parent()}
         process = subprocess.Popen(
             list(command),
@@ -85,7 +85,7 @@ def remove_shared_memory(port: int) -> None:
 
 
 @contextmanager
-def _caught_signals() -> Iterator[list[int]]:
+def caught_signals() -> Iterator[list[int]]:
     """Signals are collected instead of raising, until the launcher has ended."""
     caught: list[int] = []
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
