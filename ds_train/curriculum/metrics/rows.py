@@ -53,7 +53,7 @@ def row_difficulty(
         for values in results:
             of_rows += values
             bar.update(len(values))
-    return np.array(of_rows, np.float64)[_row_numbers(store)]
+    return np.array(of_rows, np.float64)[row_numbers(store)]
 
 
 def rows_of_samples(data: DataConfig, store: TokenStore) -> Iterator[Row]:
@@ -81,7 +81,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[tuple[list[Row]]]:
         yield (chunk,)
 
 
-def _row_numbers(store: TokenStore) -> np.ndarray:
+def row_numbers(store: TokenStore) -> np.ndarray:
     """int64 [N]: number of each sample's row among those of `rows_of_samples`.
 
     The samples stand in the order of their rows, so a row ends where source or ordinal changes.

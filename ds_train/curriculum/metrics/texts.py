@@ -6,10 +6,11 @@ readability   1.015 words/sentences + 84.6 syllables/words, which is 206.835 - F
               (R. Flesch, "A new readability yardstick", 1948): a high reading ease is easy, so the
               difference is hard. Made for English
 
-A word is a run of letters and digits with apostrophes inside. A sentence ends with . ! or ? before
-a space, a closing quote or bracket, or the end; a text has at least one. A word has as many
-syllables as groups of vowels (a e i o u y), and at least one; e, es and ed at its end are no vowel
-unless after another consonant and l (table), after s x z c g h (boxes), after t or d (wanted).
+A word is a run of letters and digits, also with an apostrophe inside, or a point between digits
+(3.50). A sentence ends with . ! or ? before a space, a closing quote or bracket, or the end; a text
+has at least one. A word has as many syllables as groups of vowels (a e i o u y), and at least one;
+e, es and ed at its end are no vowel unless after another consonant and l (table), after s x z c g h
+(boxes), after t or d (wanted).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _CHUNK_TOKENS = 200_000
 _FEW_TOKENS = 1_000_000
 """Less than this is done in the process itself: a worker takes a second to start."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:(?:['’]|(?<=\d)[.,](?=\d))[^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"'’”)\]]|$)")
 _VOWELS = re.compile(r"[aeiouy]+")
 _SILENT = re.compile(r"(?<![^aeiouyl]l)(?:e|(?<![sxzcgh])es|(?<![td])ed)$")
