@@ -14,11 +14,12 @@ from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.data import DataConfig
 from ds_train.curriculum.draws import Draws
 from ds_train.curriculum.mixture import Shares
-from ds_train.curriculum.pacing import RunLength, competence
+from ds_train.curriculum.pacing import RunLength, competence, curriculum_end
 from ds_train.curriculum.pool import Pool
 from ds_train.data.epochs import BlockRows, Drawn, Totals, rows_of_samples
 from ds_train.data.pack import WINDOW
 from ds_train.data.store import TokenStore
+from ds_train.units import Duration, Unit
 
 LONGEST = WINDOW
 """Samples of a block, at most (or one global batch, where that holds more)."""
@@ -27,21 +28,37 @@ SHORTEST_PACKED = 256
 _BLOCKS_A_RUN = 256
 
 
-def block_samples(store: TokenStore, data: DataConfig, length: RunLength) -> int:
-    """Samples of a block."""
-    mean_length = max(1.0, store.num_tokens / store.num_samples)
-    per_row = max(1.0, data.max_length / mean_length) if data.packing else 1.0
-    per_step = length.global_batch_size * per_row
-    samples_of = {
-        "tokens": 1 / mean_length,
-        "steps": per_step,
-        "epochs": float(length.num_samples),
-    }
-    whole_run = length.limit.amount * samples_of[length.limit.unit]
-    shortest = max(SHORTEST_PACKED, ceil(per_step)) if data.packing else ceil(per_step)
-    wanted = max(shortest, min(LONGEST, ceil(whole_run / _BLOCKS_A_RUN)))
-    # unpacked rows are samples, so that whole steps have one pool
-    return wanted if data.packing else wanted // shortest * shortest
+class BlockSizes:
+    """How many samples a block shall have, from estimates of how many make up a row or token."""
+
+    def __init__(self, store: TokenStore, data: DataConfig, length: RunLength) -> None:
+        mean_length = max(1.0, store.num_tokens / store.num_samples)
+        per_row = max(1.0, data.max_length / mean_length) if data.packing else 1.0
+        self.per_step = ceil(length.global_batch_size * per_row)
+        self._length = length
+        self._samples_of: dict[Unit, float] = {
+            "tokens": 1 / mean_length,
+            "steps": self.per_step,
+            "epochs": length.num_samples,
+        }
+        whole_run = length.limit.amount * self._samples_of[length.limit.unit]
+        shortest = max(SHORTEST_PACKED, self.per_step) if data.packing else self.per_step
+        wanted = max(shortest, min(LONGEST, ceil(whole_run / _BLOCKS_A_RUN)))
+        # unpacked rows are samples, so that whole steps have one pool
+        self.usual = wanted if data.packing else wanted // shortest * shortest
+
+    def until(self, places: Sequence[float | Duration], at: Totals) -> int:
+        """Samples of a block that begins here and does not reach beyond one of the places.
+
+        At least one step; where rows are packed, the distance to a place is an estimate.
+        """
+        least = self.usual
+        for place in places:
+            if (reached := self._length.reached(place, at)) < 1:
+                unit, amount = self._length.resolve(place)
+                left = round((1 - reached) * amount * self._samples_of[unit] / self.per_step)
+                least = min(least, max(1, left) * self.per_step)
+        return least
 
 
 class DrawnBlocks:
@@ -61,13 +78,17 @@ class DrawnBlocks:
     ) -> None:
         self._store, self._data, self._curriculum = store, data, curriculum
         self.length, self.pools, self._draws, self._shares = length, pools, draws, shares
-        self.num_samples = block_samples(store, data, length)
-        """Samples of a block, as a rule."""
+        self.sizes = BlockSizes(store, data, length)
+        self._borders = [] if shares is None else list(shares.borders)
+        if curriculum is not None and curriculum.window is None:
+            self._borders += [*curriculum.pacing.at, curriculum_end(curriculum.pacing)]
 
     def plan(self, number: int, start: Totals) -> BlockRows:
         """Block `number`: its pool, what is drawn out of it, packed."""
         drawn = self.drawn_from(start)
-        samples = self._draws.draw(number, start, self.num_samples, drawn.pools)
+        samples = self._draws.draw(
+            number, start, self.sizes.until(self._borders, start), drawn.pools
+        )
         window = WINDOW
         if self._curriculum is not None and self._curriculum.window is not None:
             window = min(window, self._curriculum.window)

@@ -43,7 +43,9 @@ class Shares:
         self, config: MixtureConfig, sources: Sequence[SourceFacts], length: RunLength
     ) -> None:
         self._length = length
-        self._untils = [stage.until for stage in config.stages]
+        untils = [stage.until for stage in config.stages[:-1]]
+        self.borders = [until for until in untils if until is not None]
+        """Where the second stage and those after it begin."""
         if config.temperature is None:
             weights = [
                 [stage.weights.get(source.name, 0.0) for source in sources]
@@ -56,11 +58,7 @@ class Shares:
 
     def stage(self, at: Totals) -> int:
         """Number of the stage at a place of the run."""
-        passed = 0
-        for until in self._untils[:-1]:
-            assert until is not None  # only the last one may do without
-            passed += self._length.reached(until, at) >= 1
-        return passed
+        return sum(self._length.reached(border, at) >= 1 for border in self.borders)
 
 
 class MixtureDraws:

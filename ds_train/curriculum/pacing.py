@@ -70,9 +70,14 @@ class RunLength:
 
     def reached(self, place: float | Duration, at: Totals) -> float:
         """Share of the way to `place` (a share of the run, or a length): 1 or more is past it."""
+        unit, amount = self.resolve(place)
+        return self.amount(unit, at) / amount if amount else 1.0
+
+    def resolve(self, place: float | Duration) -> tuple[Unit, float]:
+        """A place as so many steps, tokens or epochs from the start."""
         if isinstance(place, Duration):
-            return self.amount(place.unit, at) / place.amount
-        return self.amount(self.limit.unit, at) / (place * self.limit.amount)
+            return place.unit, place.amount
+        return self.limit.unit, place * self.limit.amount
 
 
 _UNIT_NAMES: dict[Unit, Literal["tokens", "steps", "samples"]] = {

@@ -14,6 +14,7 @@ from ds_train.curriculum.mixture import MixtureDraws, Shares, SourceFacts
 from ds_train.curriculum.pacing import RunLength, competence
 from ds_train.curriculum.pool import Floats, Pool, stratified
 from ds_train.curriculum.scores import DifficultyScores, open_scores
+from ds_train.curriculum.strata import find_strata
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import Totals
 from ds_train.data.mix import Ints
@@ -82,7 +83,7 @@ def build_row_plan(
     if store.num_samples == 0:
         raise DataError("data.train: no sample is left to train on; see the audit for why.")
     length = RunLength.of(config, global_batch_size, store.num_samples)
-    values = _ordered_by(curriculum, prepared, scores, seed)
+    values = None if curriculum is None else _ordered_by(config, curriculum, prepared, scores, say)
     if mixture is None:
         assert curriculum is not None
         pools = [Pool(None, store.num_samples, curriculum, values, seed)]
@@ -103,18 +104,18 @@ def build_row_plan(
 
 
 def _ordered_by(
-    curriculum: CurriculumConfig | None,
+    config: RunConfig,
+    curriculum: CurriculumConfig,
     prepared: PreparedData,
     scores: DifficultyScores | None,
-    seed: int,
-) -> Floats | None:
-    if curriculum is None:
-        return None
+    say: Say,
+) -> Floats:
     if scores is None or len(scores.values) != prepared.train.num_samples:
         raise ValueError("a curriculum orders samples by their difficulty, and none is given")
     if curriculum.stratify_by is None:
         return scores.values
-    return stratified(scores.values, prepared.train.sources, seed)
+    strata = find_strata(config, prepared, curriculum.stratify_by, say)
+    return stratified(scores.values, strata, config.train.seed)
 
 
 def _draws(curriculum: CurriculumConfig, pool: Pool, values: Floats | None, seed: int) -> Draws:

@@ -48,7 +48,7 @@ def resolve_sources(data: DataConfig) -> list[Source]:
         except DataError as error:
             faults.append(str(error))
             continue
-        name = config.name or _default_name(config)
+        name = config.shown_name
         if name in taken:
             name = f"{name} ({field.removeprefix('data.')})"
         taken.add(name)
@@ -56,11 +56,6 @@ def resolve_sources(data: DataConfig) -> list[Source]:
     if faults:
         raise DataError("\n".join(faults))
     return sources
-
-
-def _default_name(config: SourceConfig) -> str:
-    path = config.path if isinstance(config.path, str) else config.path[0]
-    return Path(path).name or path
 
 
 def _resolve(
