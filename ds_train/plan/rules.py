@@ -15,6 +15,7 @@ from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.base import Section
 from ds_train.config.run import RunConfig
 from ds_train.plan.ds_config import zero_settings
+from ds_train.plan.rules_curriculum import curriculum_rules
 from ds_train.plan.rules_engine import offload_rules, zero_rules
 from ds_train.units import Duration
 
@@ -45,6 +46,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *_quantization(config),
         *_train(config),
         *_data(config),
+        *curriculum_rules(config),
         *_evaluation(config),
         *zero_rules(config, world_size),
         *offload_rules(config),
