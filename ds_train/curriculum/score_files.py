@@ -75,6 +75,7 @@ def store(
     facts = {"version": SCORES_VERSION, "num_samples": len(data), **facts}
     facts["blake2b"] = checksum(data)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with new.open("wb") as file:
             file.write(data.tobytes())
             file.flush()
