@@ -129,7 +129,6 @@ template <class E, int F> HD Statistics finish(const Row<E, F> &row, const State
   const float log2_sum = log2f(t.sum);
   // never z of the label - logsumexp, which cancels where all logits are large
   t.logprob = e > t.others ? -log1pf(t.others / e) : kLn2 * (t.w_target - log2_sum);
-  t.logprob = t.sum == t.sum ? t.logprob : NAN;
   t.logsumexp = fmaf(row.unit, max, kLn2 * log2_sum);
   t.correct = row.target >= s.max && !s.tied && t.sum == t.sum;
   t.mean_w = t.logit_sum = t.entropy = 0.0f;

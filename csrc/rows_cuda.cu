@@ -135,28 +135,42 @@ cudaError_t launch(const LogitRows &a, int device, cudaStream_t stream) {
   return cudaLaunchKernelEx(&config, rows_kernel<E, F>, a, cluster);
 }
 
+// Runs run() with this device as the current one, and leaves no error of ours for others to find.
+template <class Run> int on_device(int device, const Run &run) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
+  int code = error == cudaSuccess ? run() : error;
+  error = cudaGetLastError();
+  if (code == cudaSuccess) code = error;
+  if (before != device) cudaSetDevice(before);
+  return code;
+}
+
 }  // namespace
 }  // namespace ds_train
+
+// 0 if the kernels can be loaded on this device: the driver is new enough, the architecture right.
+extern "C" int ds_train_cuda_check(int device) {
+  return ds_train::on_device(device, [] {
+    cudaFuncAttributes attributes;
+    return int(cudaFuncGetAttributes(&attributes, ds_train::rows_kernel<ds_train::Bf16, 0>));
+  });
+}
 
 extern "C" int ds_train_rows_cuda(const LogitRows *rows, int device, void *stream) {
   const LogitRows &a = *rows;
   if (a.rows == 0) return cudaSuccess;
   if (a.rows < 0 || a.vocab < 1 || a.vocab > 1 << 30) return cudaErrorInvalidValue;
-  int before = 0;
-  cudaError_t error = cudaGetDevice(&before);
-  if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
-  if (error != cudaSuccess) return error;
   const auto run = [&](auto element, auto features) {
     using E = decltype(element);
     constexpr int F = decltype(features)::value;
     return int(ds_train::launch<E, F>(a, device, static_cast<cudaStream_t>(stream)));
   };
-  int code = ds_train::dispatch(a, run);
-  if (code < 0) code = cudaErrorInvalidValue;
-  const cudaError_t after = cudaGetLastError();  // nothing of ours is left for others to find
-  if (code == cudaSuccess) code = after;
-  if (before != device) cudaSetDevice(before);
-  return code;
+  return ds_train::on_device(device, [&] {
+    const int code = ds_train::dispatch(a, run);
+    return code < 0 ? int(cudaErrorInvalidValue) : code;
+  });
 }
 
 extern "C" const char *ds_train_cuda_error(int error) {

@@ -56,7 +56,10 @@ def load(kind: Kind, arch: str | None = None) -> ctypes.CDLL:
     with _lock:
         if key not in _loaded:
             try:
-                _loaded[key] = open_library(kind, library(kind, arch))
+                kernels = open_library(kind, library(kind, arch))
+                if kind == "cuda":
+                    check_device(kernels)
+                _loaded[key] = kernels
             except BuildError as error:
                 _loaded[key] = error
         found = _loaded[key]
@@ -156,6 +159,13 @@ def _check(code: int, function: str) -> None:
         raise RuntimeError(f"{function}: failed with code {code}")
 
 
+def check_device(kernels: ctypes.CDLL) -> None:
+    """BuildError where the driver is too old for the compiler's code, or the code not for it."""
+    if (code := kernels.ds_train_cuda_check(torch.cuda.current_device())) != 0:
+        name = kernels.ds_train_cuda_error(code).decode()
+        raise BuildError(f"cuda kernels: compiled, but this GPU's driver says {name}")
+
+
 def open_library(kind: Kind, path: Path) -> ctypes.CDLL:
     """The library at `path`, its functions typed. Raises BuildError if it isn't what we know."""
     try:
@@ -181,6 +191,7 @@ _FUNCTIONS: dict[Kind, dict[str, list[Any]]] = {
     },
     "cuda": {
         "ds_train_rows_cuda": [ctypes.POINTER(LogitRows), ctypes.c_int, ctypes.c_void_p],
+        "ds_train_cuda_check": [ctypes.c_int],
         "ds_train_cuda_error": [ctypes.c_int],
     },
     "emulated": {

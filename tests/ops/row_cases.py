@@ -144,8 +144,9 @@ class Truth:
         self.logsumexp = largest + self.total.log()
         self.entropy = -(self.p * self.logp).masked_fill(self.p == 0, 0.0).sum(1, keepdim=True)
         self.finite = self.z.masked_fill(self.is_masked, 0.0)
-        # what is rounded before the exponents; tanh is as exact as 1 is, however small
-        size = self.finite.abs().max(1, keepdim=True).values.clamp(min=self.cap)
+        # what is rounded before the exponents; the tanh of a usual cap is as exact as 1 is
+        least = self.cap if self.cap <= 64 else 0.0
+        size = self.finite.abs().max(1, keepdim=True).values.clamp(min=least)
         self.size = size if self.case.transformed else torch.zeros_like(size)
         self.down = (largest - self.finite).masked_fill(self.is_masked, 0.0)
         of_sum = 4 + 2 * (self.p * self.down).sum(1, keepdim=True) + self.size

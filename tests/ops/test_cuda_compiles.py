@@ -7,10 +7,11 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from ds_train.errors import BuildError
 from ds_train.ops.build import Built, build
-from ds_train.ops.native import open_library
+from ds_train.ops.native import check_device, open_library
 from ds_train.ops.structs import LogitRows
 from ds_train.ops.toolchain import find_nvcc
 
@@ -68,3 +69,11 @@ def test_the_library_loads_and_reports_errors(compiled, arch: str) -> None:
     assert kernels.ds_train_rows_cuda(ctypes.byref(LogitRows()), 0, None) == 0  # no rows
     code = kernels.ds_train_rows_cuda(ctypes.byref(LogitRows(rows=1, vocab=0)), 0, None)
     assert kernels.ds_train_cuda_error(code) == b"cudaErrorInvalidValue"
+
+
+def test_a_driver_that_can_not_run_it_is_a_reason(compiled, monkeypatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a driver that can")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(BuildError, match=r"^cuda kernels: .* driver says cudaError\w+$"):
+        check_device(open_library("cuda", library(compiled, "sm_90").path))
