@@ -9,7 +9,8 @@ two supervised) and b (8 9, the last one supervised), row 1 is c (3 4, nothing s
 
 Positions restart at every document, and attention takes its block-diagonal mask from them; the
 padding is a document of its own. `flatten` gives what varlen attention wants: the documents one
-after another in a single row [1, tokens], nothing padded.
+after another in a single row [1, tokens], nothing padded. What holds for documents holds for the
+pieces of one (data/pieces.py), but that a piece may predict the first token of the one after it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 
 from ds_train.data.mix import Ints
 from ds_train.data.pack import pack_rows, single_rows
+from ds_train.data.pieces import row_pieces, row_samples, row_tokens
 from ds_train.data.share import share_of_rank
 from ds_train.data.store import TokenStore
 from ds_train.ops.reference import IGNORE
@@ -75,8 +77,9 @@ def collate(
     max_length: int | None = None,
     with_positions: bool = True,
 ) -> Batch:
-    """One micro-batch out of rows of sample ids; an empty row becomes padding without labels."""
-    lengths = [int(store.lengths[row].sum()) for row in rows]
+    """One micro-batch out of rows of samples or pieces; an empty row becomes padding without
+    labels."""
+    lengths = [row_tokens(store, row) for row in rows]
     if flatten:
         # Attention kernels know no empty sequence: one token of padding stands for no row at all.
         sizes, width = (1,), max(1, sum(lengths))
@@ -89,13 +92,15 @@ def collate(
     for number, row in enumerate(rows):
         line = 0 if flatten else number
         start = start if flatten else 0
-        for sample in row.tolist():
+        for sample, first, end, goes_on in row_pieces(store, row):
             # int64 before IGNORE comes near: stored ids are unsigned and would wrap it around
-            ids, mask = store.tokens(sample).astype(np.int64), store.mask(sample)
-            stop = start + len(ids)
-            input_ids[line, start:stop] = ids
-            labels[line, start : stop - 1] = np.where(mask[1:], ids[1:], IGNORE)
-            position_ids[line, start:stop] = np.arange(len(ids))
+            last = end + 1 if goes_on else end
+            ids, mask = store.tokens(sample)[first:last].astype(np.int64), store.mask(sample)
+            stop = start + end - first
+            input_ids[line, start:stop] = ids[: end - first]
+            learned = np.where(mask[first + 1 : last], ids[1:], IGNORE)
+            labels[line, start : start + len(learned)] = learned
+            position_ids[line, start:stop] = np.arange(end - first)
             start = stop
         if not flatten or start == 0:
             position_ids[line, start:] = np.arange(width - start)
@@ -103,7 +108,7 @@ def collate(
         torch.from_numpy(input_ids),
         torch.from_numpy(labels),
         torch.from_numpy(position_ids) if with_positions else None,
-        sample_ids=np.concatenate([np.empty(0, dtype=np.int64), *rows]),
+        sample_ids=np.concatenate([np.empty(0, dtype=np.int64), *map(row_samples, rows)]),
         num_rows=len(rows),
         num_supervised=int((labels != IGNORE).sum()),
     )

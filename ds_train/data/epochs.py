@@ -28,6 +28,8 @@ class Totals:
     samples: int = 0
     tokens: int = 0
     supervised: int = 0
+    dropped: int = 0
+    """Tokens that a curriculum over the length of rows has cut off."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Drawn:
     """Samples that may be drawn: of each group (all samples, or each source of a mixture)."""
     stage: int = 0
     """Stage of the mixture."""
+    row_length: int | None = None
+    """Tokens of the longest row (or window), where that grows."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,46 @@ class BlockRows:
     supervised_before: Ints
     """[num_rows + 1] supervised tokens of the rows before each row of this block."""
     drawn: Drawn | None = None
+    starts: Ints | None = None
+    """[num_samples] first token of each piece of a sample; None where samples are whole."""
+    stops: Ints | None = None
+    """[num_samples] end of each piece."""
+    num_samples_before: Ints | None = None
+    """[num_rows + 1] samples before each row, where there are pieces."""
+    dropped_before: Ints | None = None
+    """[num_rows + 1] tokens cut off before each row of this block; None where none are."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the block."""
         return len(self.offsets) - 1
 
+    @property
+    def samples_before(self) -> Ints:
+        """[num_rows + 1] samples before each row of this block."""
+        return self.offsets if self.num_samples_before is None else self.num_samples_before
+
+    def row(self, index: int) -> Ints:
+        """One row: sample ids [n], or pieces [n, 3] of sample, start, stop (data/pieces.py)."""
+        here = slice(self.offsets[index], self.offsets[index + 1])
+        if self.starts is None or self.stops is None:
+            return self.samples[here]
+        return np.stack([self.samples[here], self.starts[here], self.stops[here]], axis=1)
+
+    def before(self, index: int, start: Totals) -> Totals:
+        """What stands before a row, when `start` stands before the block."""
+        dropped = 0 if self.dropped_before is None else int(self.dropped_before[index])
+        return Totals(
+            start.rows + index,
+            start.samples + int(self.samples_before[index]),
+            start.tokens + int(self.tokens_before[index]),
+            start.supervised + int(self.supervised_before[index]),
+            start.dropped + dropped,
+        )
+
     def after(self, start: Totals) -> Totals:
         """What stands before the next block, when `start` stands before this one."""
-        return Totals(
-            start.rows + self.num_rows,
-            start.samples + len(self.samples),
-            start.tokens + int(self.tokens_before[-1]),
-            start.supervised + int(self.supervised_before[-1]),
-        )
+        return self.before(self.num_rows, start)
 
 
 class Blocks(Protocol):
@@ -105,8 +135,8 @@ def rows_of_samples(
     return BlockRows(
         offsets,
         samples,
-        tokens_before=_running_sum(store.lengths[samples])[offsets],
-        supervised_before=_running_sum(store.supervised[samples])[offsets],
+        tokens_before=running_sum(store.lengths[samples])[offsets],
+        supervised_before=running_sum(store.supervised[samples])[offsets],
         drawn=drawn,
     )
 
@@ -148,7 +178,7 @@ class EpochBlocks:
         return None
 
 
-def _running_sum(values: NDArray[np.integer]) -> Ints:
+def running_sum(values: NDArray[np.integer | np.bool_]) -> Ints:
     """[n + 1] sums of the first 0, 1, ..., n values."""
     sums = np.zeros(len(values) + 1, dtype=np.int64)
     np.cumsum(values, out=sums[1:])

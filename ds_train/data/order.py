@@ -24,6 +24,7 @@ from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
 from ds_train.data.epochs import BlockRows, Blocks, EpochBlocks, Totals
 from ds_train.data.mix import Ints
+from ds_train.data.pieces import row_samples
 from ds_train.data.store import TokenStore
 from ds_train.units import Duration
 
@@ -53,9 +54,8 @@ class RowPlan:
         return self.start(number + 1).rows - self.start(number).rows
 
     def row(self, number: int, index: int) -> Ints:
-        """Sample ids of row `index` of block `number`."""
-        rows = self.block(number)
-        return rows.samples[rows.offsets[index] : rows.offsets[index + 1]]
+        """Row `index` of block `number`: sample ids [n], or pieces [n, 3] (data/pieces.py)."""
+        return self.block(number).row(index)
 
     def start(self, number: int) -> Totals:
         """What the blocks before `number` hold together."""
@@ -75,13 +75,7 @@ class RowPlan:
     def before(self, row: int) -> Totals:
         """Rows, samples, tokens and supervised tokens before a row of the stream."""
         number, index = self.locate(row)
-        start, rows = self.start(number), self.block(number)
-        return Totals(
-            row,
-            start.samples + int(rows.offsets[index]),
-            start.tokens + int(rows.tokens_before[index]),
-            start.supervised + int(rows.supervised_before[index]),
-        )
+        return self.block(number).before(index, self.start(number))
 
     def epoch(self, row: int) -> float:
         """Passes over the data before a row of the stream: 1.5 is the middle of the second."""
@@ -107,8 +101,10 @@ class RowPlan:
         number = 0
         while self.start(number + 1).samples < target:
             number += 1
-        start = self.start(number)
-        return start.rows + int(np.searchsorted(self.block(number).offsets, target - start.samples))
+        if self.start(number + 1).samples == target:
+            return self.start(number + 1).rows  # with the last pieces of what was begun before
+        start, rows = self.start(number), self.block(number)
+        return start.rows + int(np.searchsorted(rows.samples_before, target - start.samples))
 
     def block(self, number: int) -> BlockRows:
         """All rows of one block."""
@@ -136,7 +132,8 @@ class StepPlan:
         )
 
     def rows(self, step: int) -> list[Ints]:
-        """Sample ids of each of the step's `global_batch_size` rows; empty past the run's end."""
+        """The step's `global_batch_size` rows, each sample ids [n] or pieces [n, 3] (see
+        data/pieces.py); empty past the run's end."""
         first, stop = self._border(step), self._border(step + 1)
         rows = [self.row_plan.row(*self.row_plan.locate(row)) for row in range(first, stop)]
         missing = self.global_batch_size - len(rows)
@@ -144,7 +141,7 @@ class StepPlan:
 
     def sample_ids(self, step: int) -> Ints:
         """Every sample of the step, row after row."""
-        return np.concatenate(self.rows(step))
+        return np.concatenate([row_samples(row) for row in self.rows(step)])
 
     def num_tokens(self, step: int) -> int:
         """Tokens of the step over all ranks, padding not counted."""
@@ -157,6 +154,10 @@ class StepPlan:
     def tokens_before(self, step: int) -> int:
         """Tokens trained on when `step` begins."""
         return self.row_plan.before(self._border(step)).tokens
+
+    def dropped_before(self, step: int) -> int:
+        """Tokens of samples drawn before `step` that were cut off."""
+        return self.row_plan.before(self._border(step)).dropped
 
     def supervised_before(self, step: int) -> int:
         """Supervised tokens trained on when `step` begins."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ds_train.data.mix import Ints
+from ds_train.data.pieces import row_tokens
 from ds_train.data.store import TokenStore
 
 
@@ -29,7 +30,7 @@ def share_of_rank(
         raise ValueError(f"{len(rows)} rows, not a multiple of {dp_size} x {micro_batch_size}")
     order = np.arange(len(rows))
     if not packing:
-        order = np.argsort([-int(store.lengths[row].sum()) for row in rows], kind="stable")
+        order = np.argsort([-row_tokens(store, row) for row in rows], kind="stable")
     shares = []
     for start in range(0, len(rows), per_round):
         in_round = order[start : start + per_round]
