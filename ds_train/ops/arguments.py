@@ -88,7 +88,7 @@ def checked(
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     if hidden.dtype == torch.float64 and implementation == "auto":
         implementation = "reference"
-    if weight.stride(1) != 1:
+    if weight.stride(1) != 1 or weight.stride(0) < weight.shape[1]:  # expanded, say
         weight = weight.contiguous()
     return Arguments(
         hidden=hidden.reshape(-1, hidden.shape[-1]).contiguous(),

@@ -68,7 +68,8 @@ def transformed(logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None
 
 
 def _logit_sum(z: Tensor, problem: Problem) -> Tensor:
-    """Sum over the classes of class weight times z: [c]."""
+    """Sum over the classes of class weight times z: [c]; a class at -inf adds nothing."""
+    z = z.masked_fill(z == -torch.inf, 0.0)
     return z.sum(dim=1) if problem.class_weight is None else z @ problem.class_weight.to(z.dtype)
 
 
@@ -113,5 +114,6 @@ def _gradient(
         gradient = p.mul_(factor)
     gradient.scatter_(1, target, at_target)
     if (at_sum := of(upstream.logit_sum)) is not None:
-        gradient += at_sum if problem.class_weight is None else at_sum * problem.class_weight
+        at_sum = at_sum if problem.class_weight is None else at_sum * problem.class_weight
+        gradient += at_sum.masked_fill(z == -torch.inf, 0.0)
     return gradient
