@@ -45,6 +45,8 @@ class Batch:
     """int64 [rows, length], restarting at every document; None where a model takes none."""
     sample_ids: Ints
     """Every sample of the batch, row after row (stays on the host)."""
+    sample_tokens: Ints
+    """Tokens of each of these, or of the piece of it that the row holds."""
     num_rows: int
     """Rows of the plan; with `flatten` they lie in one row of the tensors."""
     num_supervised: int
@@ -88,6 +90,7 @@ def collate(
     input_ids = np.full((*sizes, width), pad_token_id, dtype=np.int64)
     labels = np.full((*sizes, width), IGNORE, dtype=np.int64)
     position_ids = np.empty((*sizes, width), dtype=np.int64)
+    sample_tokens = []
     start = 0
     for number, row in enumerate(rows):
         line = 0 if flatten else number
@@ -101,6 +104,7 @@ def collate(
             learned = np.where(mask[first + 1 : last], ids[1:], IGNORE)
             labels[line, start : start + len(learned)] = learned
             position_ids[line, start:stop] = np.arange(end - first)
+            sample_tokens.append(end - first)
             start = stop
         if not flatten or start == 0:
             position_ids[line, start:] = np.arange(width - start)
@@ -109,6 +113,7 @@ def collate(
         torch.from_numpy(labels),
         torch.from_numpy(position_ids) if with_positions else None,
         sample_ids=np.concatenate([np.empty(0, dtype=np.int64), *map(row_samples, rows)]),
+        sample_tokens=np.array(sample_tokens, dtype=np.int64),
         num_rows=len(rows),
         num_supervised=int((labels != IGNORE).sum()),
     )

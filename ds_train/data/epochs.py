@@ -58,6 +58,8 @@ class BlockRows:
     """[num_rows + 1] tokens of the rows before each row of this block."""
     supervised_before: Ints
     """[num_rows + 1] supervised tokens of the rows before each row of this block."""
+    tokens: Ints
+    """[num_samples] tokens of each sample, or of each piece of one."""
     drawn: Drawn | None = None
     starts: Ints | None = None
     """[num_samples] first token of each piece of a sample; None where samples are whole."""
@@ -132,11 +134,13 @@ def rows_of_samples(
         offsets, samples = pack_rows(samples, store.lengths, data_config.max_length, window)
     else:
         offsets, samples = single_rows(samples)
+    lengths = store.lengths[samples].astype(np.int64)
     return BlockRows(
         offsets,
         samples,
-        tokens_before=running_sum(store.lengths[samples])[offsets],
+        tokens_before=running_sum(lengths)[offsets],
         supervised_before=running_sum(store.supervised[samples])[offsets],
+        tokens=lengths,
         drawn=drawn,
     )
 

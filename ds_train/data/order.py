@@ -24,7 +24,6 @@ from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
 from ds_train.data.epochs import BlockRows, Blocks, EpochBlocks, Totals
 from ds_train.data.mix import Ints
-from ds_train.data.pieces import row_samples
 from ds_train.data.store import TokenStore
 from ds_train.units import Duration
 
@@ -56,6 +55,20 @@ class RowPlan:
     def row(self, number: int, index: int) -> Ints:
         """Row `index` of block `number`: sample ids [n], or pieces [n, 3] (data/pieces.py)."""
         return self.block(number).row(index)
+
+    def parts(self, first: int, stop: int) -> tuple[Ints, Ints]:
+        """([n], [n]) samples of rows [first, stop) of the stream or pieces of them; tokens."""
+        none = np.empty(0, dtype=np.int64)
+        samples, tokens = [none], [none]
+        while first < stop:
+            number, index = self.locate(first)
+            rows = self.block(number)
+            end = min(rows.num_rows, index + stop - first)
+            here = slice(rows.offsets[index], rows.offsets[end])
+            samples.append(rows.samples[here])
+            tokens.append(rows.tokens[here])
+            first += end - index
+        return np.concatenate(samples), np.concatenate(tokens)
 
     def start(self, number: int) -> Totals:
         """What the blocks before `number` hold together."""
@@ -134,14 +147,18 @@ class StepPlan:
     def rows(self, step: int) -> list[Ints]:
         """The step's `global_batch_size` rows, each sample ids [n] or pieces [n, 3] (see
         data/pieces.py); empty past the run's end."""
-        first, stop = self._border(step), self._border(step + 1)
+        first, stop = self.first_row(step), self.first_row(step + 1)
         rows = [self.row_plan.row(*self.row_plan.locate(row)) for row in range(first, stop)]
         missing = self.global_batch_size - len(rows)
         return rows + [np.empty(0, dtype=np.int64) for _ in range(missing)]
 
     def sample_ids(self, step: int) -> Ints:
         """Every sample of the step, row after row."""
-        return np.concatenate([row_samples(row) for row in self.rows(step)])
+        return self.parts(step)[0]
+
+    def parts(self, step: int) -> tuple[Ints, Ints]:
+        """([n], [n]) every sample of the step or piece of one, and its tokens, row after row."""
+        return self.row_plan.parts(self.first_row(step), self.first_row(step + 1))
 
     def num_tokens(self, step: int) -> int:
         """Tokens of the step over all ranks, padding not counted."""
@@ -153,19 +170,19 @@ class StepPlan:
 
     def tokens_before(self, step: int) -> int:
         """Tokens trained on when `step` begins."""
-        return self.row_plan.before(self._border(step)).tokens
+        return self.row_plan.before(self.first_row(step)).tokens
 
     def dropped_before(self, step: int) -> int:
         """Tokens of samples drawn before `step` that were cut off."""
-        return self.row_plan.before(self._border(step)).dropped
+        return self.row_plan.before(self.first_row(step)).dropped
 
     def supervised_before(self, step: int) -> int:
         """Supervised tokens trained on when `step` begins."""
-        return self.row_plan.before(self._border(step)).supervised
+        return self.row_plan.before(self.first_row(step)).supervised
 
     def epoch(self, step: int) -> float:
         """Passes over the data when `step` begins: 1.5 is the middle of the second."""
-        return self.row_plan.epoch(self._border(step))
+        return self.row_plan.epoch(self.first_row(step))
 
     def total_steps(self, train_config: TrainConfig) -> int:
         """Optimizer steps until max_steps, num_train_epochs or max_tokens is reached."""
@@ -187,7 +204,7 @@ class StepPlan:
             rows = self.row_plan.rows_of_epochs(length.amount)
         return ceil(rows / self.global_batch_size)
 
-    def _border(self, step: int) -> int:
+    def first_row(self, step: int) -> int:
         """First row of the stream that does not belong to the steps before `step`."""
         row = step * self.global_batch_size
         return row if self._row_limit is None else min(row, self._row_limit)

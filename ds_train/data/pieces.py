@@ -139,6 +139,7 @@ def rows_of_pieces(
         cut.samples[order],
         tokens_before=running_sum(lengths[order])[offsets],
         supervised_before=running_sum(cut.supervised[order])[offsets],
+        tokens=lengths[order],
         drawn=drawn,
         starts=cut.starts[order],
         stops=cut.stops[order],
@@ -153,13 +154,15 @@ def with_windows(store: TokenStore, rows: BlockRows, width: int) -> BlockRows:
     counts = -(-lengths // width)
     owner = np.repeat(np.arange(len(counts)), counts)
     starts = (np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]) * width
+    stops = np.minimum(starts + width, lengths[owner])
     return BlockRows(
         running_sum(counts)[rows.offsets],
         rows.samples[owner],
         rows.tokens_before,
         rows.supervised_before,
+        stops - starts,
         rows.drawn,
         starts=starts,
-        stops=np.minimum(starts + width, lengths[owner]),
+        stops=stops,
         num_samples_before=rows.offsets,
     )
