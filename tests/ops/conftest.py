@@ -8,6 +8,7 @@ end of the session.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 from loss_cases import Subject
 
 from ds_train.ops import native
+
+# what cuBLAS asks for to be deterministic; read when CUDA starts
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 NO_GPU = "needs a CUDA device"
 SUBJECTS = [

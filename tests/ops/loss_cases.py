@@ -214,8 +214,8 @@ def _requiring(inputs: Inputs) -> dict[str, Tensor]:
 
 def error(got: Tensor, exact: Tensor) -> float:
     """Norm of the difference, relative to the norm."""
-    scale = exact.double().norm().clamp_min(1e-30)
-    return ((got.double().cpu() - exact.double()).norm() / scale).item()
+    got, exact = got.detach().double().cpu(), exact.detach().double().cpu()
+    return ((got - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
 def assert_exact_enough(
