@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
+import numpy as np
+
 from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.data import DataConfig
 from ds_train.curriculum.draws import Draws
 from ds_train.curriculum.mixture import Shares
 from ds_train.curriculum.pacing import RunLength, competence, curriculum_end
 from ds_train.curriculum.pool import Pool
+from ds_train.curriculum.seq_len import Growing
 from ds_train.data.epochs import BlockRows, Drawn, Totals, rows_of_samples
+from ds_train.data.mix import Ints
 from ds_train.data.pack import WINDOW
 from ds_train.data.store import TokenStore
 from ds_train.units import Duration, Unit
@@ -75,24 +79,42 @@ class DrawnBlocks:
         pools: Sequence[Pool],
         draws: Draws,
         shares: Shares | None = None,
+        growing: Growing | None = None,
     ) -> None:
         self._store, self._data, self._curriculum = store, data, curriculum
-        self.length, self.pools, self._draws, self._shares = length, pools, draws, shares
+        self.length, self.pools, self.shares, self._draws = length, pools, shares, draws
+        self.growing = growing
         self.sizes = BlockSizes(store, data, length)
         self._borders = [] if shares is None else list(shares.borders)
-        if curriculum is not None and curriculum.window is None:
+        if curriculum is not None:
             self._borders += [*curriculum.pacing.at, curriculum_end(curriculum.pacing)]
+        if growing is not None:
+            self._borders.append(growing.end)
 
     def plan(self, number: int, start: Totals) -> BlockRows:
         """Block `number`: its pool, what is drawn out of it, packed."""
-        drawn = self.drawn_from(start)
-        samples = self._draws.draw(
-            number, start, self.sizes.until(self._borders, start), drawn.pools
-        )
+        drawn, samples = self._draw(number, start)
         window = WINDOW
         if self._curriculum is not None and self._curriculum.window is not None:
             window = min(window, self._curriculum.window)
+        if self.growing is not None:
+            return self.growing.rows(number, samples, drawn, window)
         return rows_of_samples(self._store, samples, self._data, drawn, window)
+
+    def moved(self, number: int, start: Totals) -> Ints:
+        """By how many places packing has moved each sample of a block; in no order."""
+        before, after = self._draw(number, start)[1], self.plan(number, start).samples
+        if self.growing is not None:  # of a sample that was cut, the piece that comes first counts
+            after = after[np.sort(np.unique(after, return_index=True)[1])]
+            before = before[np.isin(before, after)]
+        places = [np.argsort(samples, kind="stable") for samples in (before, after)]
+        return np.abs(places[0] - places[1])
+
+    def _draw(self, number: int, start: Totals) -> tuple[Drawn, Ints]:
+        drawn, wanted = self.drawn_from(start), self.sizes.until(self._borders, start)
+        if self.growing is not None:
+            wanted = self.growing.wanted(wanted, SHORTEST_PACKED, start)
+        return drawn, self._draws.draw(number, start, wanted, drawn.pools)
 
     def drawn_from(self, at: Totals) -> Drawn:
         """What a block that begins here would be drawn from."""
@@ -103,12 +125,13 @@ class DrawnBlocks:
             progress=self.length.progress(at),
             competence=share,
             pools=tuple(pool.size(share) for pool in self.pools),
-            stage=self._shares.stage(at) if self._shares is not None else 0,
+            stage=self.shares.stage(at) if self.shares is not None else 0,
+            row_length=self.growing.width(at) if self.growing is not None else None,
         )
 
     def epoch(self, start: Totals, number: int, rows: BlockRows, index: int) -> float:
         """Samples before a row over those of the data: passes, on average."""
-        return (start.samples + int(rows.offsets[index])) / self.length.num_samples
+        return (start.samples + int(rows.samples_before[index])) / self.length.num_samples
 
     def target_samples(self, num_epochs: float) -> int | None:
         """Samples that make up so many epochs."""

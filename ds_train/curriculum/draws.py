@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_train.config.curriculum import CurriculumConfig
+from ds_train.curriculum.pacing import RunLength, curriculum_end
 from ds_train.curriculum.permute import Permutation
 from ds_train.curriculum.pool import Floats, Pool
 from ds_train.data.epochs import Totals
@@ -78,12 +80,14 @@ class PoolDraws:
 
 
 class WindowDraws:
-    """Shuffled epochs, sorted by difficulty inside windows of so many samples."""
+    """Shuffled epochs, sorted by difficulty inside windows until the curriculum ends."""
 
-    def __init__(self, values: Floats | None, window: int, falls: bool, seed: int) -> None:
-        """`values` None draws in the shuffled order: the control."""
-        self._values, self._window, self._falls, self._seed = values, window, falls, seed
-        self._num_samples = 0 if values is None else len(values)
+    def __init__(
+        self, curriculum: CurriculumConfig, length: RunLength, values: Floats, seed: int
+    ) -> None:
+        assert curriculum.window is not None
+        self._curriculum, self._length, self._window = curriculum, length, curriculum.window
+        self._values, self._seed = values, seed
 
     def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
         """Whole windows; the last one of an epoch may be smaller."""
@@ -92,18 +96,17 @@ class WindowDraws:
         count = max(1, wanted // self._window) * self._window
         shuffled = Permutation(total, self._seed, "window", epoch)
         samples = shuffled.part(offset, min(total, offset + count))
-        return np.concatenate(
-            [
-                self._sorted(samples[start : start + self._window])
-                for start in range(0, len(samples), self._window)
-            ]
-        )
-
-    def _sorted(self, samples: Ints) -> Ints:
-        if self._values is None:
+        if self._curriculum.order == "random_pool" or self._has_ended(at):
             return samples
+        windows = np.arange(len(samples)) // self._window
         values = self._values[samples]
-        return samples[np.argsort(-values if self._falls else values, kind="stable")]
+        if self._curriculum.order == "hard_to_easy":
+            values = -values
+        return samples[np.lexsort((values, windows))]  # stable: ties stay as shuffled
+
+    def _has_ended(self, at: Totals) -> bool:
+        end = curriculum_end(self._curriculum.pacing)
+        return self._curriculum.then == "uniform" and self._length.reached(end, at) >= 1
 
 
 class CoverDraws:

@@ -14,6 +14,7 @@ from ds_train.curriculum.mixture import MixtureDraws, Shares, SourceFacts
 from ds_train.curriculum.pacing import RunLength, competence
 from ds_train.curriculum.pool import Floats, Pool, stratified
 from ds_train.curriculum.scores import DifficultyScores, open_scores
+from ds_train.curriculum.seq_len import EpochDraws, Growing, epoch_size
 from ds_train.curriculum.strata import find_strata
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import Totals
@@ -78,16 +79,22 @@ def build_row_plan(
     """
     store, seed = prepared.train, config.train.seed
     curriculum, mixture = ordering(config), config.data.mixture
-    if curriculum is None and mixture is None:
+    seq_len = None if config.curriculum is None else config.curriculum.seq_len
+    if curriculum is None and mixture is None and seq_len is None:
         return RowPlan.uniform(store, config.data, seed, prepared.source_weights)
     if store.num_samples == 0:
         raise DataError("data.train: no sample is left to train on; see the audit for why.")
-    length = RunLength.of(config, global_batch_size, store.num_samples)
+    weights = prepared.source_weights
+    drawn = curriculum is not None or mixture is not None
+    num_samples = store.num_samples if drawn else epoch_size(store, weights)
+    length = RunLength.of(config, global_batch_size, num_samples)
     values = None if curriculum is None else _ordered_by(config, curriculum, prepared, scores, say)
     if mixture is None:
-        assert curriculum is not None
         pools = [Pool(None, store.num_samples, curriculum, values, seed)]
-        draws = _draws(curriculum, pools[0], values, seed)
+        draws: Draws = EpochDraws(store, weights, seed, shuffle=config.data.shuffle)
+        if curriculum is not None:
+            assert values is not None
+            draws = _draws(curriculum, length, pools[0], values, seed)
         shares = None
     else:
         members, facts = _sources(prepared)
@@ -99,7 +106,11 @@ def build_row_plan(
         draws = MixtureDraws(mixture, store, pools, facts, shares, seed)
     if curriculum is not None and curriculum.window is None:
         _raise_small_pools(config, curriculum, store, pools, length, say)
-    blocks = DrawnBlocks(store, config.data, curriculum, length, pools, draws, shares)
+    growing = None
+    if seq_len is not None:
+        in_order = curriculum is not None and curriculum.window is not None
+        growing = Growing(store, config.data, seq_len, length, seed, keep_order=in_order)
+    blocks = DrawnBlocks(store, config.data, curriculum, length, pools, draws, shares, growing)
     return RowPlan(blocks)
 
 
@@ -118,10 +129,11 @@ def _ordered_by(
     return stratified(scores.values, strata, config.train.seed)
 
 
-def _draws(curriculum: CurriculumConfig, pool: Pool, values: Floats | None, seed: int) -> Draws:
+def _draws(
+    curriculum: CurriculumConfig, length: RunLength, pool: Pool, values: Floats, seed: int
+) -> Draws:
     if curriculum.window is not None:
-        by = None if curriculum.order == "random_pool" else values
-        return WindowDraws(by, curriculum.window, curriculum.order == "hard_to_easy", seed)
+        return WindowDraws(curriculum, length, values, seed)
     return CoverDraws(pool, seed) if curriculum.cover else PoolDraws(pool, seed)
 
 

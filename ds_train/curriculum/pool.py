@@ -38,6 +38,7 @@ class Pool:
         """A pool is never smaller than this."""
         self._ids: NDArray[np.uint32] | None = None
         self._values, self._falls, self._count_by_value = values, False, False
+        self._range = (0.0, 0.0) if values is None else (float(values.min()), float(values.max()))
         if curriculum is not None:
             assert values is not None
             self._falls = curriculum.order == "hard_to_easy"
@@ -61,7 +62,7 @@ class Pool:
         if not self._count_by_value:
             return math.ceil(round(competence * self.num_samples, 6))
         assert self._values is not None
-        low, high = float(self._values.min()), float(self._values.max())
+        low, high = self._range
         reach = competence * (high - low)
         if self._falls:
             return int(np.count_nonzero(self._values >= np.float32(high - reach)))

@@ -1,0 +1,135 @@
+"""The report of a curriculum or a mixture: predicted by `ds-train data`, measured by the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ds_train.config.run import RunConfig
+from ds_train.curriculum.blocks import DrawnBlocks
+from ds_train.curriculum.exposure import (
+    Deciles,
+    Exposure,
+    drawn_at,
+    exposure_facts,
+    num_stages,
+    stage_facts,
+)
+from ds_train.curriculum.scores import DifficultyScores
+from ds_train.data.divide import PreparedData
+from ds_train.data.order import StepPlan
+
+Facts = dict[str, Any]
+_TRACED_STEPS = 200
+_TRIED_BLOCKS = 64
+
+
+def has_report(config: RunConfig) -> bool:
+    """Whether the recipe has something to report on."""
+    return config.curriculum is not None or config.data.mixture is not None
+
+
+class Reporting:
+    """Makes the report of one run from counts of what was drawn."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: PreparedData,
+        plan: StepPlan,
+        scores: DifficultyScores | None,
+    ) -> None:
+        self._config, self._prepared, self._plan, self._scores = config, prepared, plan, scores
+        self._total_steps = plan.total_steps(config.train)
+        self._deciles = None if scores is None else Deciles.of(scores.values)
+
+    def new_exposure(self) -> Exposure:
+        """Counts of nothing yet."""
+        return Exposure(self._prepared.train, self._plan, len(self._prepared.source_names))
+
+    def predicted(self) -> Facts:
+        """The whole report, before the run."""
+        exposure = self.new_exposure()
+        exposure.add_planned(range(self._total_steps))
+        facts = {**self._common(), "predicted": self._counted(exposure)}
+        return facts | ({"packing": self._packing()} if self._config.data.packing else {})
+
+    def measured(self, exposure: Exposure, steps_from_plan: int) -> Facts:
+        """The whole report, after the run; `exposure`: of all ranks together.
+
+        Steps before a resume were not seen by this process: they are counted from the plan.
+        """
+        facts = self.predicted()
+        facts["measured"] = {
+            "steps": self._total_steps - steps_from_plan,
+            "steps_counted_from_the_plan": steps_from_plan,
+            **self._counted(exposure),
+        }
+        of_plan = facts["predicted"]
+        facts["measured_equals_predicted"] = all(
+            facts["measured"][key] == value for key, value in of_plan.items()
+        )
+        return facts
+
+    def _counted(self, exposure: Exposure) -> Facts:
+        names = self._prepared.source_names
+        facts = exposure_facts(exposure, self._prepared.train, self._deciles, names)
+        shares = getattr(self._plan.row_plan.blocks, "shares", None)
+        if shares is not None:
+            members = np.unique(self._prepared.train.sources)
+            facts["stages"] = stage_facts(exposure, shares.by_stage, members, names)
+        return facts
+
+    def _common(self) -> Facts:
+        curriculum, blocks = self._config.curriculum, self._plan.row_plan.blocks
+        facts: Facts = {
+            "order": curriculum.order if curriculum is not None else "uniform",
+            "num_samples": self._prepared.train.num_samples,
+            "total_steps": self._total_steps,
+            "data_fingerprint": self._prepared.fingerprint,
+        }
+        if self._scores is not None:
+            facts["metric"] = self._scores.metric
+            facts["difficulty_fingerprint"] = self._scores.fingerprint
+        if isinstance(blocks, DrawnBlocks):
+            facts["block_samples"] = blocks.sizes.usual
+        return facts | {"steps": list(self._trace())}
+
+    def _trace(self) -> Iterator[Facts]:
+        """What steps are drawn from: evenly spread ones of a long run."""
+        number = min(self._total_steps, _TRACED_STEPS)
+        spread = np.linspace(0, self._total_steps - 1, number).round().astype(int)
+        for step in np.unique(spread).tolist():
+            drawn, samples = drawn_at(self._plan, step), self._plan.sample_ids(step)
+            pools = drawn.pools or (self._prepared.train.num_samples,)
+            facts: Facts = {
+                "step": step + 1,
+                "tokens_before": self._plan.tokens_before(step),
+                "competence": drawn.competence,
+                "pool": sum(pools),
+                "pools": list(pools),
+            }
+            if num_stages(self._plan) > 1:
+                facts["stage"] = drawn.stage + 1
+            if drawn.row_length is not None:
+                facts["row_length"] = drawn.row_length
+            if self._scores is not None and len(samples):
+                facts["mean_difficulty"] = float(self._scores.values[samples].mean())
+            yield facts
+
+    def _packing(self) -> Facts:
+        """How full rows are, and how far packing moved samples from where they were drawn."""
+        rows, plan = self._plan.row_plan, self._plan
+        last = rows.locate(plan.first_row(self._total_steps))[0]
+        num_rows = plan.first_row(self._total_steps)
+        tokens = plan.tokens_before(self._total_steps)
+        facts: Facts = {"full": tokens / (max(1, num_rows) * self._config.data.max_length)}
+        if isinstance(rows.blocks, DrawnBlocks):
+            tried = np.unique(np.linspace(0, last, min(last + 1, _TRIED_BLOCKS)).astype(int))
+            moved = [rows.blocks.moved(int(number), rows.start(int(number))) for number in tried]
+            all_moved = np.concatenate(moved)
+            facts["moved_mean"] = float(all_moved.mean()) if all_moved.size else 0.0
+            facts["moved_at_most"] = int(all_moved.max(initial=0))
+        return facts
