@@ -33,11 +33,24 @@ from loss_report import (
     times,
     write,
 )
-from loss_rounds import Limits, Run, measure, ratios
+from loss_rounds import Limits, Run, measure
 
 SHAPES = ((512, 896, 32768), (2048, 576, 49152), (1024, 2048, 128256))
 QUICK_SHAPES = ((48, 32, 515),)
+COLUMNS = [
+    "provider",
+    "ms, least",
+    "ms, median",
+    "calls",
+    "x eager",
+    "x eager, CPU time",
+    "extra MiB",
+    "of eager's",
+    "kept MiB",
+    *(f"error of {name}" for name in ERROR_COLUMNS.values()),
+]
 _MEMORY_TIMEOUT_SECONDS = 120
+_MEMORY_CALL_SECONDS = 10
 _CPU = torch.device("cpu")
 Results = list[tuple[Case, dict[str, Run]]]
 
@@ -76,7 +89,10 @@ def add_memory(peers: tuple[Peer, ...], results: Results) -> None:
     cases = [case for case, _ in results]
     for peer in peers:
         runs = [runs[peer.name] for _, runs in results]
-        tried = [i for i, run in enumerate(runs) if run.reason is None]
+        for run in runs:
+            if run.measured and run.fastest > _MEMORY_CALL_SECONDS:
+                run.memory_reason = f"one call takes over {_MEMORY_CALL_SECONDS} s"
+        tried = [i for i, run in enumerate(runs) if not (run.reason or run.memory_reason)]
         if not tried:
             continue
         peaks = measured_peaks(peer, [cases[i] for i in tried], _MEMORY_TIMEOUT_SECONDS)
@@ -89,28 +105,34 @@ def add_memory(peers: tuple[Peer, ...], results: Results) -> None:
 
 def rows(runs: dict[str, Run]) -> list[list[str]]:
     """A row a peer."""
-    faster = ratios(runs, EAGER.name) if EAGER.name in runs else dict.fromkeys(runs)
-    eager_bytes = runs[EAGER.name].memory_bytes if EAGER.name in runs else None
+    eager = runs.get(EAGER.name, Run(EAGER.name))
     result = []
     for name, run in runs.items():
         if run.reason is not None:
-            result.append([name, run.reason, *[""] * (6 + len(ERROR_COLUMNS))])
+            result.append([name, run.reason, *[""] * (len(COLUMNS) - 2)])
             continue
-        part = run.memory_bytes / eager_bytes if run.memory_bytes and eager_bytes else None
         result.append(
             [
                 name,
                 milliseconds(run.fastest),
                 milliseconds(run.median),
                 str(len(run.measured)),
-                times(faster[name]),
+                times(run.ratio_to(eager)),
+                times(run.cpu_ratio_to(eager)),
                 run.memory_reason or mebibytes(run.memory_bytes),
-                "" if part is None else f"{part:.3f}",
+                part(run, eager),
                 mebibytes(run.kept_bytes),
                 *(error(run.errors, key) for key in ERROR_COLUMNS),
             ]
         )
     return result
+
+
+def part(run: Run, eager: Run) -> str:
+    """Of eager's memory."""
+    if run.memory_bytes is None or not eager.memory_bytes:
+        return ""
+    return f"{run.memory_bytes / eager.memory_bytes:.3f}"
 
 
 def summary(results: Results) -> str:
@@ -122,36 +144,32 @@ def summary(results: Results) -> str:
             continue
         others = {n: r.median for n, r in runs.items() if r.measured and "ds-train" not in n}
         best = min(others, key=lambda name: others[name])
-        memory = ""
-        if run.memory_bytes is not None and eager.memory_bytes:
-            memory = f"{run.memory_bytes / eager.memory_bytes:.3f}"
         lines.append(
             [
                 case.title(),
                 times(run.ratio_to(eager)),
-                memory,
+                times(run.cpu_ratio_to(eager)),
+                part(run, eager),
                 times(run.ratio_to(runs[best])),
                 best,
             ]
         )
-    columns = ["case", "time: faster than eager", "memory: part of eager's"]
-    columns += ["faster than the fastest peer", "which is"]
-    return table(columns, lines)
+    columns = ["case", "x eager", "x eager, CPU time", "memory, of eager's"]
+    return table([*columns, "x the fastest peer", "which is"], lines)
 
 
 def text(facts: dict[str, Any], results: Results, peers: tuple[Peer, ...], took: float) -> str:
     """The whole result."""
-    columns = ["provider", "ms, least", "ms, median", "calls", "x eager", "extra MiB", "of eager's"]
-    columns += ["kept MiB", *(f"error of {name}" for name in ERROR_COLUMNS.values())]
     parts = [
         "# LM head + cross-entropy on a CPU",
         machine_line(facts),
         f"`auto` takes: {facts['auto']}. Whole run: {took:.0f} s.",
         "Forward and backward of the sum over supervised tokens, interleaved in one process in "
         "changing order. `x eager` is the median over the rounds of eager's time by this "
-        "provider's in the same round; above 1 is faster. `extra MiB` is the high-water mark of "
-        "the resident set beyond inputs and returned gradients, and `kept MiB` what stays between "
-        "calls (`loss_memory.py` has the formula). Errors are relative, against fp64. Timed calls "
+        "provider's in the same round; above 1 is faster. CPU time is that of all threads, which "
+        "other programs disturb less. `extra MiB` is the high-water mark of the resident set "
+        "beyond inputs and returned gradients, and `kept MiB` what stays between calls "
+        "(`loss_memory.py` has the formula). Errors are relative, against fp64. Timed calls "
         f"of a provider and case stop after {facts['seconds']:g} s; one whose call would take "
         f"longer than {facts['one_call_seconds']:g} s is left out.",
         "\n".join(f"- {peer.name}: {peer.about}" for peer in peers),
@@ -159,7 +177,7 @@ def text(facts: dict[str, Any], results: Results, peers: tuple[Peer, ...], took:
         summary(results),
     ]
     for case, runs in results:
-        parts += [f"## {case.title()}", table(columns, rows(runs))]
+        parts += [f"## {case.title()}", table(COLUMNS, rows(runs))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -75,15 +75,16 @@ def gpu_clock(device: torch.device, flush: bool) -> Clock:
     """A clock of CUDA events around a call; the queue is empty before it."""
     junk = torch.empty(_FLUSH_BYTES if flush else 0, dtype=torch.uint8, device=device)
 
-    def clock(call: Callable[[], Any]) -> tuple[float, Any]:
+    def clock(call: Callable[[], Any]) -> tuple[float, float, Any]:
         junk.zero_()
+        began_cpu = time.process_time()
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         began.record()
         result = call()
         ended.record()
         torch.cuda.synchronize(device)
-        return began.elapsed_time(ended) / 1e3, result
+        return began.elapsed_time(ended) / 1e3, time.process_time() - began_cpu, result
 
     return clock
 

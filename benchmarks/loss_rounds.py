@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +16,15 @@ from loss_inputs import Case, Inputs, Truth
 from loss_peers import LossFunction, Peer, Unavailable
 from torch import Tensor
 
-Clock = Callable[[Callable[[], Any]], tuple[float, Any]]
+Clock = Callable[[Callable[[], Any]], tuple[float, float, Any]]
+"""Calls something: seconds, seconds of all processor threads, and what it returned."""
 
 
-def cpu_clock(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that a call takes, and what it returns."""
-    began = time.perf_counter()
+def cpu_clock(call: Callable[[], Any]) -> tuple[float, float, Any]:
+    """A `Clock` for work on the CPU."""
+    began, began_cpu = time.perf_counter(), time.process_time()
     result = call()
-    return time.perf_counter() - began, result
+    return time.perf_counter() - began, time.process_time() - began_cpu, result
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Run:
     reason: str | None = None
     seconds: list[float | None] = field(default_factory=list)
     """one a round; None in rounds that it was left out of"""
+    cpu_seconds: list[float | None] = field(default_factory=list)
+    """of all threads, beside `seconds`: what other programs take away is not in it"""
     errors: dict[str, float] = field(default_factory=dict)
     memory_bytes: int | None = None
     kept_bytes: int | None = None
@@ -56,9 +59,17 @@ class Run:
 
     def ratio_to(self, other: Run) -> float | None:
         """Median over the rounds that both took part in of the other's time by this one's."""
-        pairs = zip(self.seconds, other.seconds, strict=False)
-        ratios = [b / a for a, b in pairs if a is not None and b is not None]
-        return statistics.median(ratios) if ratios else None
+        return _median_ratio(self.seconds, other.seconds)
+
+    def cpu_ratio_to(self, other: Run) -> float | None:
+        """The same of processor time."""
+        return _median_ratio(self.cpu_seconds, other.cpu_seconds)
+
+
+def _median_ratio(mine: list[float | None], others: list[float | None]) -> float | None:
+    pairs = zip(mine, others, strict=False)
+    ratios = [b / a for a, b in pairs if a and b is not None]
+    return statistics.median(ratios) if ratios else None
 
 
 class Call:
@@ -113,7 +124,9 @@ def measure(
         for name in in_turn(list(calls), number):
             run = runs[name]
             if run.reason is None:
-                run.seconds.append(_timed(run, calls[name], truth, limits, clock))
+                seconds, cpu_seconds = _timed(run, calls[name], truth, limits, clock)
+                run.seconds.append(seconds)
+                run.cpu_seconds.append(cpu_seconds)
     if memory is not None:
         for name, call in calls.items():
             if runs[name].reason is None:
@@ -137,47 +150,52 @@ def _prepared(
     """A peer that has run before; on a GPU with the whole case, as it compiles and tunes there."""
     call = Call(peer.make(case, inputs.hidden.device), case, inputs)
     whole = peer.compiles or inputs.hidden.is_cuda
-    tokens = case.tokens if whole else max(1, case.tokens // 8)
-    warm = call if whole else Call(call.loss, case, inputs, tokens)
     try:
-        for number in range(warm_ups + 1):
-            seconds, _ = clock(warm)
-            warm.clear()
-            about = seconds * case.tokens / tokens
-            # what loads at the first call must not count as slow
-            if number + 1 >= warm_ups and about <= limits.one_call_seconds:
-                break
+        if whole:
+            for _ in range(warm_ups):
+                clock(call)
+                call.clear()
+        elif (about := _estimate(call, inputs, limits, clock)) > limits.one_call_seconds:
+            raise Unavailable(f"left out: one call would take about {about:.0f} s")
+    except Unavailable:
+        raise
     except Exception as error:
         call.clear()
         raise Unavailable(_first_line(error)) from error
-    if not whole and about > limits.one_call_seconds:
-        raise Unavailable(
-            f"left out: one call would take about {about:.0f} s, judging by {tokens} tokens"
-        )
     return call
 
 
-def _timed(run: Run, call: Call, truth: Truth, limits: Limits, clock: Clock) -> float | None:
+def _estimate(call: Call, inputs: Inputs, limits: Limits, clock: Clock) -> float:
+    """About how long a call takes, judging by an eighth of the tokens, and a quarter in doubt."""
+
+    def timed(part: int) -> float:
+        tokens = max(1, call.case.tokens // part)
+        return clock(Call(call.loss, call.case, inputs, tokens))[0]
+
+    eighth = timed(8)
+    if eighth * 8 <= limits.one_call_seconds:
+        return eighth * 8
+    # part of it may not depend on the number of tokens, or have been loading
+    return eighth + 7 * max(0.0, timed(4) - eighth)
+
+
+def _timed(
+    run: Run, call: Call, truth: Truth, limits: Limits, clock: Clock
+) -> tuple[float, float] | tuple[None, None]:
     if sum(run.measured) > limits.seconds:
-        return None
+        return None, None
     try:
-        seconds, loss = clock(call)
+        seconds, cpu_seconds, loss = clock(call)
         if not run.errors:
             run.errors = truth.errors(call.labels, loss, call.hidden.grad, call.weight.grad)
     except Exception as error:  # noqa: BLE001
         run.reason = _first_line(error)
-        return None
+        return None, None
     finally:
         call.clear()
-    return seconds
+    return seconds, cpu_seconds
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"[:160]
-
-
-def ratios(runs: Mapping[str, Run], other: str) -> dict[str, float | None]:
-    """Of each peer, how many times faster than another it is."""
-    truth = runs[other]
-    return {name: run.ratio_to(truth) if truth.measured else None for name, run in runs.items()}
