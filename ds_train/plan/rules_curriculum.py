@@ -25,7 +25,7 @@ def curriculum_rules(config: RunConfig) -> Iterator[str]:
         yield from _names(config, mixture)
         untils = [stage.until for stage in mixture.stages]
         for number, until in enumerate(untils):
-            yield from _after_the_end(config, f"data.mixture.stages[{number}].until", until)
+            yield from after_the_end(config, f"data.mixture.stages[{number}].until", until)
     if mixture is not None or (curriculum is not None and curriculum.order != "uniform"):
         yield from _data(config, "curriculum" if mixture is None else "data.mixture")
 
@@ -40,12 +40,13 @@ def _unit(config: RunConfig) -> Iterator[str]:
 def _lengths(config: RunConfig, curriculum: CurriculumConfig) -> Iterator[str]:
     pacing = curriculum.pacing
     if pacing.type != "discrete":
-        yield from _after_the_end(config, "curriculum.pacing.end_at", pacing.end_at)
+        yield from after_the_end(config, "curriculum.pacing.end_at", pacing.end_at)
     for number, place in enumerate(pacing.at):
-        yield from _after_the_end(config, f"curriculum.pacing.at[{number}]", place)
+        yield from after_the_end(config, f"curriculum.pacing.at[{number}]", place)
 
 
-def _after_the_end(config: RunConfig, field: str, place: float | Duration | None) -> Iterator[str]:
+def after_the_end(config: RunConfig, field: str, place: float | Duration | None) -> Iterator[str]:
+    """Fault of a place that comes after what limits the run."""
     train = config.train
     limits = {
         "steps": ("max_steps", train.max_steps),
