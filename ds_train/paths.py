@@ -61,6 +61,11 @@ class RunPaths:
         return self.root / "run.json"
 
     @property
+    def curriculum(self) -> Path:
+        """What a curriculum or a mixture has shown the model, written at the end."""
+        return self.root / "curriculum.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON record per step and per evaluation."""
         return self.root / "metrics.jsonl"

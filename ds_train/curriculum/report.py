@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,10 @@ class Reporting:
     ) -> None:
         self._config, self._prepared, self._plan, self._scores = config, prepared, plan, scores
         self._total_steps = plan.total_steps(config.train)
-        self._deciles = None if scores is None else Deciles.of(scores.values)
+
+    @cached_property
+    def _deciles(self) -> Deciles | None:
+        return None if self._scores is None else Deciles.of(self._scores.values)
 
     def new_exposure(self) -> Exposure:
         """Counts of nothing yet."""

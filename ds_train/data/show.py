@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.describe import format_report
 from ds_train.curriculum.plan import build_step_plan, find_scores
+from ds_train.curriculum.report import Reporting, has_report
 from ds_train.data.audit import format_audit
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.prepare import PreparedData, prepare_data
-from ds_train.data.share import share_of_rank
-from ds_train.errors import DataError
+from ds_train.data.show_step import describe_sample, describe_step
 from ds_train.launch.world import find_world
-from ds_train.plan.batch import BatchPlan, batch_arithmetic
+from ds_train.plan.batch import batch_arithmetic
 
 _GREEN, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 Say = Callable[[str], object]
@@ -44,19 +42,31 @@ def show_data(
     """
     prepared = prepare_data(config, say=_silent if as_json else say)
     tokenizer = open_tokenizer(config.model)
-    facts: dict[str, Any]
-    if step is None:
-        facts = {"samples": list(_first_samples(prepared, tokenizer, rows))}
+    facts: dict[str, Any] = {}
+    if step is not None:
+        facts["step"] = describe_step(config, prepared, tokenizer, step)
     else:
-        facts = {"step": describe_step(config, prepared, tokenizer, step)}
+        facts["samples"] = list(_first_samples(prepared, tokenizer, rows))
+        if has_report(config):
+            facts["curriculum"] = _report(config, prepared, _silent if as_json else say)
     if as_json:
         say(json.dumps({"audit": prepared.audit} | facts, ensure_ascii=False))
         return
     say(format_audit(prepared.audit))
+    for line in format_report(facts["curriculum"]) if "curriculum" in facts else []:
+        say(line)
     for sample in facts.get("samples", []):
         _say_sample(sample, color, say, indent="")
     if step is not None:
         _say_step(facts["step"], color, say)
+
+
+def _report(config: RunConfig, prepared: PreparedData, say: Say) -> dict[str, Any]:
+    """What a curriculum or a mixture will show the model."""
+    batch = batch_arithmetic(config, find_world(config.cluster).world_size)
+    scores = find_scores(config, prepared, say)
+    plan = build_step_plan(config, prepared, scores, batch.global_batch_size, say)
+    return Reporting(config, prepared, plan, scores).predicted()
 
 
 def _silent(text: str) -> None:
@@ -68,87 +78,6 @@ def _first_samples(
 ) -> Iterable[dict[str, Any]]:
     for index in range(min(num_samples, prepared.train.num_samples)):
         yield describe_sample(prepared, tokenizer, index)
-
-
-def describe_sample(prepared: PreparedData, tokenizer: Any, index: int) -> dict[str, Any]:
-    """Sample `index` of the training part: where it is from, its ids, mask and texts."""
-    store = prepared.train
-    ids, mask = store.tokens(index), store.mask(index)
-    return {
-        "sample": int(index),
-        "source": prepared.source_names[store.sources[index]],
-        "source_row": int(store.ordinals[index]),
-        "tokens": len(ids),
-        "supervised_tokens": int(store.supervised[index]),
-        "ids": ids.tolist(),
-        "mask": mask.astype(int).tolist(),
-        "segments": [
-            {"text": text, "learned": learned} for text, learned in segments(tokenizer, ids, mask)
-        ],
-    }
-
-
-def segments(tokenizer: Any, ids: np.ndarray, mask: np.ndarray) -> list[tuple[str, bool]]:
-    """(text, learned) of every stretch of tokens with equal mask; together the whole text.
-
-    Each stretch is what the decoder adds to the text so far, since a token alone may decode
-    otherwise than after another one (spaces, parts of characters).
-    """
-    borders = [0, *(np.flatnonzero(np.diff(mask.astype(np.int8))) + 1).tolist(), len(ids)]
-    texts = [tokenizer.decode(ids[:border].tolist()) for border in borders]
-    found = []
-    for (start, end), (before, through) in zip(pairwise(borders), pairwise(texts), strict=True):
-        whole = through.startswith(before)
-        text = through[len(before) :] if whole else tokenizer.decode(ids[start:end].tolist())
-        found.append((text, bool(mask[start])))
-    return found
-
-
-def describe_step(
-    config: RunConfig, prepared: PreparedData, tokenizer: Any, step: int
-) -> dict[str, Any]:
-    """Everything that optimizer step `step` (the first is 1) trains on, rank by rank."""
-    batch = batch_arithmetic(config, find_world(config.cluster).world_size)
-    plan = build_step_plan(config, prepared, find_scores(config, prepared), batch.global_batch_size)
-    total = plan.total_steps(config.train)
-    if not 1 <= step <= total:
-        raise DataError(f"--step {step}: the run has steps 1 to {total:,}; name one of them.")
-    index = step - 1
-    return {
-        "step": step,
-        "total_steps": total,
-        "batch": str(batch),
-        "epoch": plan.epoch(index),
-        "tokens": plan.num_tokens(index),
-        "supervised_tokens": plan.num_supervised(index),
-        "ranks": [
-            _describe_rank(config, prepared, tokenizer, plan.rows(index), batch, rank)
-            for rank in range(batch.world_size)
-        ],
-    }
-
-
-def _describe_rank(
-    config: RunConfig,
-    prepared: PreparedData,
-    tokenizer: Any,
-    step_rows: list[Any],
-    batch: BatchPlan,
-    rank: int,
-) -> list[list[list[dict[str, Any]]]]:
-    """Micro-batches of a rank, each a list of rows, each a list of samples."""
-    share = share_of_rank(
-        prepared.train,
-        step_rows,
-        rank=rank,
-        dp_size=batch.world_size,
-        micro_batch_size=batch.micro_batch_size,
-        packing=config.data.packing,
-    )
-    return [
-        [[describe_sample(prepared, tokenizer, int(one)) for one in row] for row in micro_batch]
-        for micro_batch in share
-    ]
 
 
 def _say_step(facts: dict[str, Any], color: bool, say: Say) -> None:
@@ -171,9 +100,25 @@ def _say_sample(sample: dict[str, Any], color: bool, say: Say, indent: str) -> N
         f"sample {sample['sample']:,} ({sample['source']}, row {sample['source_row'] + 1:,}): "
         f"{sample['tokens']:,} tokens, {sample['supervised_tokens']:,} learned from"
     )
+    head += _origin(sample)
     text = "".join(_mark(one["text"], one["learned"], color) for one in sample["segments"])
     say(f"{indent}{_DIM}{head}{_RESET}" if color else f"{indent}{head}")
     say("\n".join(f"{indent}  {line}" for line in text.split("\n")))
+
+
+def _origin(sample: dict[str, Any]) -> str:
+    """Where in a curriculum or a mixture a sample comes from."""
+    parts = []
+    if "piece" in sample:
+        start, stop = sample["piece"]
+        parts.append(f"tokens {start:,} to {stop:,} of {sample['of_tokens']:,}")
+    if "difficulty" in sample:
+        parts.append(f"difficulty {sample['difficulty']:.6g}")
+    if "pool" in sample:
+        parts.append(f"pool of {sample['pool']:,} ({sample['competence']:.3f})")
+    if "stage" in sample:
+        parts.append(f"stage {sample['stage']}")
+    return "".join(f"; {part}" for part in parts)
 
 
 def _mark(text: str, learned: bool, color: bool) -> str:

@@ -28,6 +28,7 @@ from ds_train.errors import quoted
 from ds_train.launch.guard import die_with_parent
 from ds_train.report.record import EvaluationRecord, Record, StepRecord
 from ds_train.report.reporter import Reporter
+from ds_train.train.delivered import Delivered
 from ds_train.train.due import Position, is_due
 from ds_train.train.guard import DivergenceGuard, StopRequest
 from ds_train.train.late import late_curriculum
@@ -73,6 +74,7 @@ class Loop:
             warmup=num_warmup_steps(run.config.train, run.plan, run.total_steps),
             tokens_before=run.plan.tokens_before,
         )
+        self.delivered = Delivered(run.reporting, run.ranks, run.start.step)
         self.reporter: Reporter | None = None
         if run.ranks.is_main:
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
@@ -120,6 +122,7 @@ class Loop:
             stop=self.request.requested,
         )
         guard.check(step + 1, result, write=run.ranks.is_main)
+        self.delivered.add(step, batches)
         after = self._position(step + 1)
         seconds = time.perf_counter() - began
         num_tokens = after.tokens - before.tokens
@@ -159,6 +162,7 @@ class Loop:
         if self.facts.step > self.run.start.step:
             self._evaluate()
             self._save()
+            self.delivered.write(self.run.paths, self._say)
         self._say(
             f"done: {self.facts.step:,} steps; everything lies in {quoted(self.run.paths.root)}"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.report import Reporting
 from ds_train.data.batch import Batch, eval_batches, step_batches
 from ds_train.data.order import StepPlan
 from ds_train.data.prepare import PreparedData
@@ -33,6 +34,8 @@ class Run:
     plan: StepPlan
     batch: BatchPlan
     engine: Engine
+    reporting: Reporting | None
+    """Makes the report of a curriculum or a mixture; None without one."""
     start: CheckpointFacts
     """Where it begins: step 0, or the facts of the checkpoint it goes on from."""
     total_steps: int

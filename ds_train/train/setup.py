@@ -9,6 +9,7 @@ from typing import Any
 from ds_train.checkpoint.state import load_checkpoint
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import build_step_plan
+from ds_train.curriculum.report import Reporting, has_report
 from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.prepare import PreparedData
@@ -98,6 +99,7 @@ def set_up(
         plan=plan,
         batch=batch,
         engine=engine,
+        reporting=Reporting(config, data, plan, scores) if has_report(config) else None,
         start=start,
         total_steps=plan.total_steps(config.train),
         pad_token_id=pad_token_id(tokenizer, say),

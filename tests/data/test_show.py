@@ -13,7 +13,8 @@ from toy_tokenizers import FAMILIES, toy_tokenizer
 from ds_train.config.run import RunConfig
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.prepare import prepare_data
-from ds_train.data.show import segments, show_data
+from ds_train.data.show import show_data
+from ds_train.data.show_step import segments
 from ds_train.errors import DataError
 
 PAIRS = [{"prompt": f"What is {i}?", "completion": f" It is {i * i}."} for i in range(40)]
