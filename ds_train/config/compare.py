@@ -26,7 +26,7 @@ LOWER_IS_BETTER = ("loss", "perplexity")
 
 _FIXED = {
     "output_dir": "each run has a folder of its own",
-    "train.seed": "compare.seeds",
+    "train.seed": "compare.seeds says it for all arms",
     "compare": "it holds for all arms",
     "cluster.master_port": "each run has a port of its own",
 }

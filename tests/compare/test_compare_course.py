@@ -1,4 +1,4 @@
-"""A comparison from its first run to its table, with faked runs: resume, failure, refusal, sweep."""
+"""A comparison from first run to table, with faked runs: resume, failure, refusal, sweep."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from compare.conftest import Compare
 
+from compare.conftest import Compare
 from ds_train.compare.children import LOG
 
 VALUES = {
@@ -101,7 +101,7 @@ def test_finished_runs_are_not_made_again(compare: Compare) -> None:
 
 def test_another_recipe_is_refused_with_the_difference(compare: Compare) -> None:
     compare(values=VALUES)
-    code, out, err = compare("train.learning_rate=5e-3")
+    code, _, err = compare("train.learning_rate=5e-3")
     assert code == 2
     assert err == (
         'error: output_dir = "out/plain/seed-0" holds a run of another recipe:\n'
