@@ -104,9 +104,17 @@ class _TwoDocuments:
 
 @torch.no_grad()
 def check_packing_isolation(
-    engine: Engine, *, attention: str, vocab_size: int, flatten: bool
+    engine: Engine,
+    *,
+    attention: str,
+    vocab_size: int,
+    flatten: bool,
+    setting: str = "data.packing = true",
 ) -> None:
     """Prove on the model itself that a packed document does not see the one before it.
+
+    Windows inside a document (`setting`: curriculum.seq_len.mode = window) are made in the same
+    way, by positions that begin anew.
 
     Two micro-batches of two equal rows, laid out as in training, differ in their rows' first
     document only; the loss of the second documents must not change in a single bit. A collective
@@ -124,8 +132,9 @@ def check_packing_isolation(
         losses.append(float(engine.forward(batch.to(engine.ranks.device))))
     engine.train_mode(True)
     if losses[0] != losses[1]:
+        remedy = "data.packing: false" if "packing" in setting else "mode: reshape"
         raise ConfigError(
-            f"data.packing = true: with attention {attention!r} this architecture lets a document "
+            f"{setting}: with attention {attention!r} this architecture lets a document "
             f"see the one packed before it (its loss moves from {losses[0]:.6f} to "
-            f"{losses[1]:.6f}). Set data.packing: false, or another model.attn_implementation."
+            f"{losses[1]:.6f}). Set {remedy}, or another model.attn_implementation."
         )
