@@ -209,6 +209,12 @@ NOT_HERE: dict[str, str] = {
     "compile": "(DeepCompile) is not supported here",
     "data_efficiency": "would choose other rows than the recipe says; ds-train orders the data "
     "itself, in section data",
+    "data_efficiency.data_sampling": "would choose other rows than the recipe says; use section "
+    "curriculum, or write this block for training of your own with `ds-train export-curriculum`",
+    "data_efficiency.data_routing": "(random-LTD) would be wrong here: DeepSpeed 0.19 cuts a "
+    "decoder's attention mask to its top-left corner, whichever tokens stay, so documents in one "
+    "row would mix; rotary positions keep their full length beside fewer tokens; and its kernel "
+    "needs CUDA. Rows that grow save tokens too: curriculum.seq_len",
     "data_parallel_size": "follows from the number of processes",
     "dataloader_drop_last": "has no effect; ds-train orders the data itself, in section data",
     "managed_gradient_accumulation": "is decided by ds-train, whose step accumulates itself",

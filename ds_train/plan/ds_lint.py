@@ -24,7 +24,7 @@ def _lint_block(raw: dict[str, Any], known: dict[str, Any], where: str, path: st
         full = f"{path}{key}"
         reason = REMOVED.get(full) or NOT_HERE.get(full)
         if reason is not None:
-            faults.append(f"{where}.{full}: {reason}.")
+            faults += _refused(value, where, full, reason)
         elif key not in known:
             faults.append(f"{where}.{full}: DeepSpeed has no such setting{_nearest(key, path)}")
         elif isinstance(known[key], dict):
@@ -32,6 +32,15 @@ def _lint_block(raw: dict[str, Any], known: dict[str, Any], where: str, path: st
         elif not _is_kind(value, known[key]):
             faults.append(f"{where}.{full} = {_show(value)}: must be {_kind_name(known[key])}.")
     return faults
+
+
+def _refused(value: Any, where: str, full: str, reason: str) -> list[str]:
+    """A key that is refused; the parts of a block that have reasons of their own are named."""
+    parts = [f"{full}.{key}" for key in value] if isinstance(value, dict) else []
+    known = [part for part in parts if part in NOT_HERE]
+    if known:
+        return [f"{where}.{part}: {NOT_HERE[part]}." for part in known]
+    return [f"{where}.{full}: {reason}."]
 
 
 def _lint_inner(value: Any, known: dict[str, Any], where: str, full: str) -> list[str]:
