@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PlainValidator, model_validator
 
-from ds_train.config.base import Count, Length, Section
+from ds_train.config.base import Count, Length, Section, UserPath
 from ds_train.units import Duration
 
 MetricName = Literal[
@@ -171,8 +171,8 @@ class CurriculumConfig(Section):
     """What is hard: a name, `{column: name}` (and `levels: [easy, ..., hard]` where it holds
     text), `{python: "pkg.mod:fn"}`, or several of these."""
 
-    metric_model: str | None = None
-    """perplexity and ifd: folder or hub name of the model that measures."""
+    metric_model: UserPath | None = None
+    """perplexity and ifd: run, folder or hub name of the model that measures."""
 
     normalise: Literal["cdf", "value"] = "cdf"
     """A share of the samples, or of the range between the lowest and the highest difficulty."""

@@ -59,6 +59,9 @@ def check_paths(config: RunConfig) -> list[str]:
     ):
         if value is not None and not _expand(value).is_file():
             faults.append(missing(name, value, "file"))
+    measuring = config.curriculum.metric_model if config.curriculum is not None else None
+    if measuring is not None and looks_like_path(measuring) and not _expand(measuring).is_dir():
+        faults.append(missing("curriculum.metric_model", measuring, "folder"))
     return faults
 
 

@@ -155,7 +155,7 @@ def _read_json_lines(stream: BinaryIO, where: str) -> Iterator[tuple[str, Any]]:
                 ) from None
             raise DataError(
                 f"{where}: {position} is not valid JSON ({_json_fault(error)}): "
-                f"{_shorten(text.strip())}"
+                f"{shorten(text.strip())}"
             ) from None
         yield position, value
 
@@ -166,7 +166,8 @@ def _json_fault(error: ValueError) -> str:
     return str(error)
 
 
-def _shorten(text: str, limit: int = 80) -> str:
+def shorten(text: str, limit: int = 80) -> str:
+    """A text for a message: its beginning, where it is long."""
     return text if len(text) <= limit else text[:limit] + "..."
 
 

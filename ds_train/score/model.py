@@ -75,9 +75,10 @@ def _target(config: RunConfig, spec: MetricSpec) -> Target:
     curriculum = config.curriculum
     assert curriculum is not None and curriculum.metric_model is not None
     try:
-        return find_target(Path(curriculum.metric_model).expanduser())
+        return find_target(curriculum.metric_model)
     except ModelError as error:
-        raise ModelError([f"curriculum.metric_model: {fault}" for fault in error.faults]) from None
+        faults = [fault.removeprefix("model.name_or_path = ") for fault in error.faults]
+        raise ModelError([f"curriculum.metric_model = {fault}" for fault in faults]) from None
 
 
 def _check_same_tokens(config: RunConfig, target: Target) -> None:

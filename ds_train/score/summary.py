@@ -80,7 +80,7 @@ def format_summaries(summaries: list[dict[str, Any]]) -> str:
     for one in summaries:
         numbers = [f"{value:.4g}" for value in (one["min"], *one["deciles"], one["max"])]
         speed = one["megabytes_per_second"]
-        cost = [f"{one['ties']:,}", f"{one['seconds']:.2f}", f"{speed:,.1f}" if speed else "-"]
+        cost = [f"{one['ties']:,}", f"{one['seconds']:.2f}", _format_speed(speed)]
         table.append([one["metric"], *numbers, *cost])
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     lines = ["  ".join([line[0].ljust(widths[0]), *_right(line, widths)]) for line in table]
@@ -88,6 +88,12 @@ def format_summaries(summaries: list[dict[str, Any]]) -> str:
         lines += ["", f"{one['metric']}: {one['path']}"]
         lines += [_format_end(one, end) for end in ("easiest", "hardest")]
     return "\n".join(lines)
+
+
+def _format_speed(speed: float | None) -> str:
+    if speed is None:
+        return "-"
+    return f"{speed:,.1f}" if speed >= 1 else f"{speed:.2g}"
 
 
 def _right(line: list[str], widths: list[int]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,7 @@ from ds_train.config.data import DataConfig
 from ds_train.curriculum.metrics.spec import MetricSpec
 from ds_train.curriculum.metrics.tokens import Floats
 from ds_train.data.formats import MISSING, look_up
-from ds_train.data.read import Row, read_rows
+from ds_train.data.read import Row, read_rows, shorten
 from ds_train.data.sources import Source, list_names, resolve_sources
 from ds_train.data.store import TokenStore
 from ds_train.data.workers import Worker, run_tasks
@@ -115,7 +116,7 @@ class RowReader:
         if number is None:
             remedy = (
                 f"say what is easy and what is hard: {{column: {spec.argument}, levels: "
-                f"[..., {value}, ...]}}"
+                f"[..., {shorten(value)}, ...]}}"
                 if isinstance(value, str) and value
                 else "give every row a number"
             )
@@ -131,9 +132,7 @@ class RowReader:
         return float(self._spec.levels.index(str(value)))
 
     def _found(self, row: Row, value: Any) -> str:
-        shown = quoted(value) if isinstance(value, str) else value
-        if value is None:
-            shown = "null"
+        shown = shorten(json.dumps(value, default=str, ensure_ascii=False))
         return f"{self._spec.where}: {row.place} has {shown}"
 
 
