@@ -46,6 +46,7 @@ def launch(
     num_ranks: int,
     timeout_seconds: float = 600,
     accelerator: str | None = "cpu",
+    worker: Path = WORKER,
 ) -> Results:
     """Start the launcher with the plan and read what the worker wrote."""
     place = folder / name
@@ -53,7 +54,7 @@ def launch(
     (place / "plan.json").write_text(json.dumps(plan))
     port = free_port()
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators"]
-    command += [str(num_ranks), "--master_port", str(port), str(WORKER), str(place / "plan.json")]
+    command += [str(num_ranks), "--master_port", str(port), str(worker), str(place / "plan.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if accelerator is not None:
         environment["DS_ACCELERATOR"] = accelerator
