@@ -37,10 +37,16 @@ of 64,000 samples: blocks of 256 fill rows to 96.1 %, of 1,000 to 99.1 %, an epo
 class BlockSizes:
     """How many samples a block shall have, from estimates of how many make up a row or token."""
 
-    def __init__(self, store: TokenStore, data: DataConfig, length: RunLength) -> None:
+    def __init__(
+        self, store: TokenStore, data: DataConfig, length: RunLength, *, whole_steps: bool
+    ) -> None:
+        """`whole_steps`: blocks before a border are whole steps, as far as that can be known."""
+        self._unit_samples = 1
         mean_length = max(1.0, store.num_tokens / store.num_samples)
         per_row = max(1.0, data.max_length / mean_length) if data.packing else 1.0
         self.per_step = ceil(length.global_batch_size * per_row)
+        if whole_steps or data.packing:
+            self._unit_samples = self.per_step
         self._length = length
         self._samples_of: dict[Unit, float] = {
             "tokens": 1 / mean_length,
@@ -56,14 +62,14 @@ class BlockSizes:
     def until(self, places: Sequence[float | Duration], at: Totals) -> int:
         """Samples of a block that begins here and does not reach beyond one of the places.
 
-        At least one step; where rows are packed, the distance to a place is an estimate.
+        Where rows are packed, the distance to a place is an estimate, and at least one step.
         """
-        least = self.usual
+        least, unit_samples = self.usual, self._unit_samples
         for place in places:
             if (reached := self._length.reached(place, at)) < 1:
                 unit, amount = self._length.resolve(place)
-                left = round((1 - reached) * amount * self._samples_of[unit] / self.per_step)
-                least = min(least, max(1, left) * self.per_step)
+                left = round((1 - reached) * amount * self._samples_of[unit] / unit_samples)
+                least = min(least, max(1, left) * unit_samples)
         return least
 
 
@@ -86,7 +92,7 @@ class DrawnBlocks:
         self._store, self._data, self._curriculum = store, data, curriculum
         self.length, self.pools, self.shares, self._draws = length, pools, shares, draws
         self.growing = growing
-        self.sizes = BlockSizes(store, data, length)
+        self.sizes = BlockSizes(store, data, length, whole_steps=shares is None)
         self._borders = [] if shares is None else list(shares.borders)
         if curriculum is not None:
             self._borders += [*curriculum.pacing.at, curriculum_end(curriculum.pacing)]
