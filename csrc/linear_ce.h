@@ -15,14 +15,22 @@ constexpr int64_t kSlab = 256;
 
 using Bf16 = uint16_t;
 
+// Memory that the next products will read, to be brought near while this one computes.
+struct Ahead {
+  const void *b;  // the next B: contiguous
+  int64_t b_bytes;
+  const void *a;  // part of the next A
+  int64_t a_bytes;
+};
+
 // C [m, 32] = or += A [m, k] x B. A is row-major; B is packed in pairs along k: [k/2][32][2].
 // m and k are multiples of 32.
 using PanelGemm = void (*)(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b,
-                           float *c, bool accumulate);
+                           float *c, bool accumulate, const Ahead &ahead);
 void amx_begin();  // by every thread before amx_gemm, and amx_end after
 void amx_end();
 void amx_gemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, float *c,
-              bool accumulate);
+              bool accumulate, const Ahead &ahead);
 
 // Where the bf16 result of a tile goes; null = nowhere.
 struct TileOutput {
@@ -74,6 +82,9 @@ void pack_rows(const Bf16 *x, int64_t stride, int64_t rows, int64_t padded_rows,
 
 void add_scaled(float *out, const Bf16 *x, float factor, int64_t count);  // out += factor x
 void store_bf16(Bf16 *out, const float *x, int64_t count);
+// The first `columns` x `dims` of c [.., 32] to out, rounded; whole lines go past the caches, as
+// nobody reads them soon.
+void store_panel_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims);
 void scale_bf16(Bf16 *x, float factor, int64_t count);
 
 }  // namespace ds_train

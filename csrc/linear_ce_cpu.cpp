@@ -29,7 +29,7 @@ namespace ds_train {
 namespace {
 
 void brgemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, float *c,
-            bool accumulate) {
+            bool accumulate, const Ahead &) {
   at::native::cpublas::brgemm(m, kPanel, k, lda, kPanel, kPanel, accumulate,
                               reinterpret_cast<const at::BFloat16 *>(a),
                               reinterpret_cast<const at::BFloat16 *>(b), c);
@@ -109,12 +109,13 @@ void LinearRun::allocate() {
   const int64_t n = padded_tokens_, in_group = slabs_in_group_ * n;
   by_column_stride_ = spread(n);
   by_token_stride_ = spread(slabs_in_group_ * kSlab);
+  weight_copy_stride_ = spread(padded_dim_);
   const bool second_pass = grad_weight_ && !exact_;
   if (second_pass)
     kept_slabs_ = std::min(slabs_, call_.logits_bytes / (kSlab * by_column_stride_ * 2));
   for (Scratch &s : scratch_) {
     s.z.make(kSlab * kPanel);
-    s.weight.make(kSlab * padded_dim_);
+    s.weight.make(kSlab * weight_copy_stride_);
     if (grad_weight_ && kept_slabs_ < slabs_) s.by_column.make(kSlab * by_column_stride_);
   }
   hidden_logits_.make(n * padded_dim_);

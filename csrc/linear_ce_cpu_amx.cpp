@@ -30,7 +30,12 @@ void amx_begin() { _tile_loadconfig(&kConfig); }
 void amx_end() { _tile_release(); }
 
 void amx_gemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, float *c,
-              bool accumulate) {
+              bool accumulate, const Ahead &ahead) {
+  const int64_t steps = m / 32 * (k / 32);
+  const int64_t b_lines = (ahead.b_bytes / 64 + steps - 1) / steps;
+  const int64_t a_lines = (ahead.a_bytes / 64 + steps - 1) / steps;
+  const char *next_b = static_cast<const char *>(ahead.b);
+  const char *next_a = static_cast<const char *>(ahead.a);
   const int64_t parts = (k + kDepth - 1) / kDepth;
   const int64_t depth = ((k / 32 + parts - 1) / parts) * 32;
   for (int64_t k0 = 0; k0 < k; k0 += depth) {
@@ -58,6 +63,8 @@ void amx_gemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, f
         _tile_stream_loadd(5, a1 + i, lda * 2);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        for (int64_t line = 0; line < b_lines; ++line, next_b += 64) _mm_prefetch(next_b, _MM_HINT_T1);
+        for (int64_t line = 0; line < a_lines; ++line, next_a += 64) _mm_prefetch(next_a, _MM_HINT_T1);
       }
       _tile_stored(0, c0, 128);
       _tile_stored(1, c0 + 16, 128);

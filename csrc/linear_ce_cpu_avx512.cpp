@@ -240,6 +240,16 @@ void store_bf16(Bf16 *out, const float *x, int64_t count) {
   }
 }
 
+void store_panel_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims) {
+  const bool lines = dims == kPanel && stride % kPanel == 0 && (uintptr_t)out % 64 == 0;
+  for (int64_t j = 0; j < columns; ++j, out += stride, c += kPanel)
+    if (lines)
+      _mm512_stream_si512((__m512i *)out, to_bf16(vec::load(c), vec::load(c + 16)));
+    else
+      store_bf16(out, c, dims);
+  _mm_sfence();
+}
+
 void scale_bf16(Bf16 *x, float factor, int64_t count) {
   for (int64_t i = 0; i < count; i += 16)
     vec::to_bf16(x + i, vec::from_bf16(x + i) * factor);

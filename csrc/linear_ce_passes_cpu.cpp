@@ -22,14 +22,20 @@ Tile LinearRun::tile(const Slab &s, const Scratch &scratch) const {
           rows_.softcap};
 }
 
-// The slab's rows of W as they lie in memory, or a copy filled up with zeros to multiples of 32.
+// Whether a slab's weights are read from a copy: filled up with zeros to multiples of 32, or moved
+// from a stride at which the rows of a tile all fall on the same lines of the first cache.
+bool LinearRun::copies(const Slab &s) const {
+  return s.padded > s.columns || padded_dim_ > dim_ || call_.weight_stride % 512 == 0;
+}
+
 const Bf16 *LinearRun::slab_weight(const Slab &s, Scratch &scratch) const {
   const Bf16 *w = weight_ + s.first * call_.weight_stride;
-  if (s.padded == s.columns && padded_dim_ == dim_) return w;
+  if (!copies(s)) return w;
   Bf16 *copy = scratch.weight;
-  std::memset(copy, 0, s.padded * padded_dim_ * sizeof(Bf16));
+  if (s.padded > s.columns || padded_dim_ > dim_)
+    std::memset(copy, 0, s.padded * weight_copy_stride_ * sizeof(Bf16));
   for (int64_t j = 0; j < s.columns; ++j)
-    std::memcpy(copy + j * padded_dim_, w + j * call_.weight_stride, dim_ * sizeof(Bf16));
+    std::memcpy(copy + j * weight_copy_stride_, w + j * call_.weight_stride, dim_ * sizeof(Bf16));
   return copy;
 }
 
@@ -38,10 +44,17 @@ template <class Use>
 void LinearRun::logits(const Slab &s, int64_t first_panel, int64_t last_panel, Scratch &scratch,
                        const Use &use) {
   const Bf16 *w = slab_weight(s, scratch);
-  const int64_t stride = w == scratch.weight ? padded_dim_ : call_.weight_stride;
+  const int64_t stride = w == scratch.weight ? weight_copy_stride_ : call_.weight_stride;
+  const int64_t next_slab = threads_;
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    gemm_(s.padded, padded_dim_, w, stride, hidden_logits_ + panel * kPanel * padded_dim_,
-          scratch.z, false);
+    const Bf16 *x = hidden_logits_ + panel * kPanel * padded_dim_;
+    const int64_t panel_bytes = kPanel * padded_dim_ * 2;
+    const int64_t w_bytes = s.padded * padded_dim_ * 2 / (last_panel - first_panel);
+    const bool last = panel + 1 == last_panel;
+    const Bf16 *next_w = w + kSlab * stride * next_slab;
+    gemm_(s.padded, padded_dim_, w, stride, x, scratch.z, false,
+          {last ? hidden_logits_ + first_panel * kPanel * padded_dim_ : x + kPanel * padded_dim_, panel_bytes,
+           reinterpret_cast<const char *>(next_w) + (panel - first_panel) * w_bytes, w_bytes});
     use(panel);
   }
 }
@@ -82,7 +95,7 @@ void LinearRun::first_pass() {
       const int64_t chunk = item % chunks;
       first_slab(s, begin, chunk * token_panels_ / chunks, (chunk + 1) * token_panels_ / chunks,
                  scratch);
-      if (chunk == 0 && grad_hidden_ && !exact_) pack_slab_weight(s, begin);
+      if (chunk == 0 && grad_hidden_ && !exact_) pack_slab_weight(s, begin, scratch);
     });
     each(token_panels_, [&](int64_t panel, Scratch &) { merge_group(begin, end, panel); });
     if (grad_hidden_ && !exact_) add_group_to_grad_hidden(begin, end);
@@ -119,15 +132,17 @@ void LinearRun::first_slab(const Slab &s, int64_t group_begin, int64_t first_pan
 }
 
 // While the slab's weights are in the cache: packed for grad_hidden, and their weighted sum.
-void LinearRun::pack_slab_weight(const Slab &s, int64_t group_begin) {
+void LinearRun::pack_slab_weight(const Slab &s, int64_t group_begin, const Scratch &scratch) {
   const Bf16 *w = weight_ + s.first * call_.weight_stride;
+  int64_t stride = call_.weight_stride;
+  if (copies(s)) w = scratch.weight, stride = weight_copy_stride_;
   const int64_t columns = slabs_in_group_ * kSlab, before = (s.index - group_begin) * kSlab;
   for (int64_t q = 0; q < dim_panels_; ++q)
-    pack_rows(w + q * kPanel, call_.weight_stride, s.columns, s.padded, dim_ - q * kPanel, nullptr,
+    pack_rows(w + q * kPanel, stride, s.columns, s.padded, dim_ - q * kPanel, nullptr,
               weight_gradient_ + (q * columns + before) * kPanel);
   if (weight_sum_)
     for (int64_t j = 0; j < s.columns; ++j)
-      add_scaled(weight_sum_ + s.index * dim_, w + j * call_.weight_stride,
+      add_scaled(weight_sum_ + s.index * dim_, w + j * stride,
                  class_weight_of(s.first + j), dim_);
 }
 
@@ -190,7 +205,9 @@ void LinearRun::add_group_to_grad_hidden(int64_t begin, int64_t end) {
     for (int64_t q = first; q < std::min(dim_panels_, first + kTogether); ++q)
       gemm_(rows, columns, group_ + token * by_token_stride_, by_token_stride_,
             weight_gradient_ + q * slabs_in_group_ * kSlab * kPanel,
-            accumulated_ + (q * padded_tokens_ + token) * kPanel, true);
+            accumulated_ + (q * padded_tokens_ + token) * kPanel, true,
+            {weight_gradient_ + (q + 1) * slabs_in_group_ * kSlab * kPanel, columns * kPanel * 2,
+             accumulated_ + ((q + 1) * padded_tokens_ + token) * kPanel, rows * kPanel * 4});
   });
 }
 
@@ -218,6 +235,8 @@ void LinearRun::weight_pass() {
     if (call_.grad_bias) std::memset(call_.grad_bias, 0, vocab_ * sizeof(float));
     return;
   }
+  if (call_.grad_weight)
+    prefer_huge_pages(call_.grad_weight, vocab_ * dim_ * (call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2));
   pack_gradient_hidden();
   each(slabs_, [&](int64_t index, Scratch &scratch) {
     const Slab s = slab(index);
@@ -253,22 +272,23 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
   for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
     gemm_(s.padded, padded_tokens_, by_column, by_column_stride_,
-          hidden_gradient_ + q * padded_tokens_ * kPanel, c, false);
+          hidden_gradient_ + q * padded_tokens_ * kPanel, c, false,
+          {hidden_gradient_ + (q + 1 == dim_panels_ ? 0 : q + 1) * padded_tokens_ * kPanel,
+           padded_tokens_ * kPanel * 2, nullptr, 0});
     for (auto e = begin; e != end; ++e)
       add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
                  target_gradient_[e->token], dims);
-    for (int64_t j = 0; j < s.columns; ++j) {
-      float *line = c + j * kPanel;
-      if (rank_one_) {
-        const float weight = class_weight_of(s.first + j);
-        for (int64_t d = 0; d < dims; ++d) line[d] += weight * hidden_sum_[q * kPanel + d];
-      }
-      const int64_t at = (s.first + j) * dim_ + q * kPanel;
-      if (as_float)
-        std::memcpy(static_cast<float *>(call_.grad_weight) + at, line, dims * sizeof(float));
-      else
-        store_bf16(static_cast<Bf16 *>(call_.grad_weight) + at, line, dims);
+    for (int64_t j = 0; rank_one_ && j < s.columns; ++j)
+      for (int64_t d = 0; d < dims; ++d)
+        c[j * kPanel + d] += class_weight_of(s.first + j) * hidden_sum_[q * kPanel + d];
+    const int64_t at = s.first * dim_ + q * kPanel;
+    if (!as_float) {
+      store_panel_bf16(static_cast<Bf16 *>(call_.grad_weight) + at, dim_, c, s.columns, dims);
+      continue;
     }
+    float *out = static_cast<float *>(call_.grad_weight) + at;
+    for (int64_t j = 0; j < s.columns; ++j)
+      std::memcpy(out + j * dim_, c + j * kPanel, dims * sizeof(float));
   }
   if (!call_.grad_bias) return;
   float *bias = call_.grad_bias + s.first;
@@ -303,7 +323,7 @@ void LinearRun::exact_pass() {
         }
         gradient_tile(t, gradients_, token, out);
       });
-      if (grad_hidden_) pack_slab_weight(s, begin);
+      if (grad_hidden_) pack_slab_weight(s, begin, scratch);
       if (grad_weight_) write_grad_weight(s, scratch.by_column, scratch);
     });
     if (grad_hidden_) add_group_to_grad_hidden(begin, end);
