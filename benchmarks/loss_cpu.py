@@ -4,6 +4,9 @@ Forward and backward of the sum over supervised tokens, full and frozen head, wi
 masked labels. Times are of one process (`loss_rounds.py`), memory of processes of their own
 (`loss_memory.py`), errors against fp64 on inputs like a trained model's (`loss_inputs.py`).
 
+On a busy machine take OMP_NUM_THREADS=1: a thread that waits for another, which other programs keep
+from running, is charged for waiting. TRL is a peer where it is installed (`pip install trl`).
+
 usage: python benchmarks/loss_cpu.py [--output benchmarks/results/loss_cpu.md] [--quick]
 """
 
