@@ -113,8 +113,8 @@ class PacingConfig(Section):
             raise ValueError("levels is empty; type: discrete needs some, e.g. [0.3, 0.6, 1.0]")
         if len(self.at) != len(self.levels) - 1:
             raise ValueError(
-                f"{len(self.levels)} levels want {len(self.levels) - 1} places in at, where the "
-                f"second one and those after it begin; there are {len(self.at)}"
+                "at says where the second of the levels and each one after it begin, so "
+                f"{len(self.levels)} levels and {len(self.at)} in at do not fit"
             )
         check_places("at", self.at)
         if 1.0 in self.at:

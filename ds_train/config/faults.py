@@ -46,7 +46,7 @@ def _place(loc: tuple[str | int, ...]) -> tuple[KeyPath, type[Section], str]:
             path.append(part)
             continue
         if section is None:
-            if field in ("columns", "labels", "template_kwargs", "config_overrides", "arms"):
+            if field in _BY_NAME:
                 path.append(part)
             break
         path.append(part)
@@ -55,6 +55,13 @@ def _place(loc: tuple[str | int, ...]) -> tuple[KeyPath, type[Section], str]:
         inner = section_of(info.annotation) if info is not None else None
         section = inner  # type: ignore[assignment]
     return tuple(path), owner, field
+
+
+_BY_NAME = (
+    *("columns", "labels", "template_kwargs", "config_overrides", "arms"),
+    *("weights", "max_epochs"),
+)
+"""Settings whose keys are the user's own names."""
 
 
 def _message(path: KeyPath, item: Any, section: type[Section], field: str) -> str:

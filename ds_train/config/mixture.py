@@ -50,7 +50,7 @@ class MixtureConfig(Section):
         untils = [stage.until for stage in self.stages]
         if None in untils[:-1]:
             raise ValueError("each of the stages but the last wants until")
-        check_places("until", [until for until in untils if until is not None])
+        check_places("stages: until", [until for until in untils if until is not None])
         last = untils[-1] if untils else None
         if last is not None and last != 1.0:
             raise ValueError(
