@@ -68,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
         "validate": _validate,
         "data": _data,
         "score": _score,
+        "export-curriculum": _export_curriculum,
         "train": _train,
         "compare": _compare,
         "evaluate": _evaluate,
@@ -118,6 +119,15 @@ def _score(args: argparse.Namespace) -> int:
     if _is_rank():
         return score_as_rank(args.recipe, args.overrides)
     return score_command(args.recipe, args.overrides, as_json=args.json)
+
+
+def _export_curriculum(args: argparse.Namespace) -> int:
+    from ds_train.curriculum.deepspeed_files import export_curriculum
+    from ds_train.plan.validate import validate
+
+    plan = validate(args.recipe, args.overrides)
+    export_curriculum(plan.config, args.output)
+    return 0
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_evaluate(commands)
     _add_export(commands)
+    _add_export_curriculum(commands)
     _add_generate(commands)
     _add_recipes(commands)
     _add_build(commands)
@@ -212,6 +213,17 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--dtype", choices=["bf16", "fp16", "fp32"], help="of the weights; the base's if left out"
     )
+
+
+def _add_export_curriculum(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "export-curriculum",
+        "write a recipe's curriculum for DeepSpeed's own sampler, for scripts of your own",
+        "ds-train export-curriculum my.yaml --output my_curriculum",
+    )
+    _add_recipe_arguments(parser)
+    parser.add_argument("--output", required=True, help="folder to write, new or empty")
 
 
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

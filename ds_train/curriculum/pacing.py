@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ds_train.config.curriculum import CurriculumConfig, PacingConfig, PacingType
 from ds_train.config.run import RunConfig
-from ds_train.data.epochs import Totals
 from ds_train.errors import ConfigError
 from ds_train.units import Duration, Unit
+
+if TYPE_CHECKING:  # `validate` answers without numpy
+    from ds_train.data.epochs import Totals
 
 
 @dataclass(frozen=True)

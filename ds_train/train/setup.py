@@ -40,6 +40,15 @@ def _describe_loss(model: LanguageModel) -> str:
         raise ConfigError(f"model.loss_implementation: {said}") from None
 
 
+def _isolating(config: RunConfig) -> str | None:
+    """The setting by which rows hold what must not see each other; None where none does."""
+    if config.data.packing:
+        return "data.packing = true"
+    seq_len = None if config.curriculum is None else config.curriculum.seq_len
+    is_window = seq_len is not None and seq_len.mode == "window"
+    return "curriculum.seq_len.mode = window" if is_window else None
+
+
 def set_up(
     config: RunConfig,
     ranks: Ranks,
@@ -79,13 +88,14 @@ def set_up(
     often = "every micro-batch" if engine.stage >= 2 and not coalesce else "once a step"
     say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, gradients reduced {often}")
     say(f"loss: {_describe_loss(model)}")
-    if config.data.packing:
+    if (setting := _isolating(config)) is not None:
         text = model.model.config.get_text_config()
         check_packing_isolation(
             engine,
             attention=text._attn_implementation,
             vocab_size=text.vocab_size,
             flatten=flatten,
+            setting=setting,
         )
         say(f"packing: documents do not see each other ({text._attn_implementation}; tried)")
     if start.step:
