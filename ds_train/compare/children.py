@@ -103,7 +103,7 @@ class Children:
         except StopIteration:
             self._end(child, None)
             return
-        except DsTrainError as error:
+        except (DsTrainError, OSError) as error:
             self._end(child, str(error))
             return
         log = child.spec.paths.root / LOG

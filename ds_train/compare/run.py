@@ -88,7 +88,7 @@ class Course:
 
     def _announce(self, num_left: int) -> None:
         compare, total = self.compare, len(self.comparison.runs)
-        product = f"{len(compare.arms)} arms x {_count(len(compare.seeds), 'seed')}"
+        product = f"{_count(len(compare.arms), 'arm')} x {_count(len(compare.seeds), 'seed')}"
         if compare.learning_rates is not None:
             product += f" x {_count(len(compare.learning_rates), 'learning rate')}"
         slot = self.slots[0]

@@ -45,7 +45,7 @@ def _table(rows: list[list[str]], compare: CompareConfig) -> list[str]:
     head = ["arm", "seeds", "updates", "tokens", "mean (sd)"]
     head += [
         f"difference to {compare.baseline_arm}, seed by seed",
-        "mean (sd)",
+        "its mean (sd)",
         "seeds better",
         "verdict",
     ]

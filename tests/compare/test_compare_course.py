@@ -63,7 +63,7 @@ def test_from_start_to_table(compare: Compare) -> None:
     assert table.startswith(
         "**loss** (lower is better)\n\n"
         "| arm | seeds | updates | tokens | mean (sd) | difference to plain, seed by seed | "
-        "mean (sd) | seeds better | verdict |\n"
+        "its mean (sd) | seeds better | verdict |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         "| plain | 2 | 4 | 400 | 2.1000 (0.1414) |  |  |  | baseline |\n"
         "| high | 2 | 4 | 400 | 1.5500 (0.0707) | -0.5000 -0.6000 | -0.5500 (0.0707) | 2 of 2 "
