@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_run import add_checkpoint, make_run
 from scored_recipe import book_of, prepared, scored_recipe, silent
 from small_store import make_store
 from torch.nn.functional import cross_entropy
@@ -183,16 +184,34 @@ def test_loss_is_that_of_the_model_the_run_starts_from(folder: Path, tmp_path: P
     assert base != pytest.approx(expected, rel=1e-3)
 
 
+def test_a_run_measures_what_it_has_learned(folder: Path, tmp_path: Path) -> None:
+    """So the curriculum of a second run can follow what a first one finds hard."""
+    learned = tiny_model("llama", seed=5)
+    paths = make_run(tmp_path / "first", folder, "full")
+    add_checkpoint(paths, 50, dict(learned.named_parameters()))
+    config = with_model(scored_recipe(folder, tmp_path, "perplexity"), paths.root)
+    train = prepared(config).train
+    expected = [plain_cond(learned, train, index) for index in range(60)]
+    assert scored(config) == pytest.approx(expected, rel=1e-5)
+    add_checkpoint(paths, 60, dict(tiny_model("llama", seed=6).named_parameters()))
+    with pytest.raises(DataError, match="have not been scored with this model"):
+        open_scores(config, prepared(config), silent)
+
+
+def with_model(config: RunConfig, model: Path) -> RunConfig:
+    """The recipe with another model that measures."""
+    assert config.curriculum is not None
+    section = config.curriculum.model_copy(update={"metric_model": str(model)})
+    return config.model_copy(update={"curriculum": section})
+
+
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other")
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(text.replace('"a"', '"@@"'))
-    config = scored_recipe(folder, tmp_path, "perplexity")
-    section = config.curriculum
-    assert section is not None
-    section = section.model_copy(update={"metric_model": str(other)})
+    config = with_model(scored_recipe(folder, tmp_path, "perplexity"), other)
     with pytest.raises(ModelError, match=r"has another tokenizer than .*; name a model with the"):
-        scored(config.model_copy(update={"curriculum": section}))
+        scored(config)
 
 
 def test_ifd_of_text_without_instructions_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -203,9 +222,6 @@ def test_ifd_of_text_without_instructions_is_refused(folder: Path, tmp_path: Pat
 
 def test_a_model_that_reads_less(folder: Path, tmp_path: Path) -> None:
     short = save_tiny(tmp_path / "short", max_position_embeddings=4)
-    config = scored_recipe(folder, tmp_path, "perplexity")
-    section = config.curriculum
-    assert section is not None
-    section = section.model_copy(update={"metric_model": str(short)})
+    config = with_model(scored_recipe(folder, tmp_path, "perplexity"), short)
     with pytest.raises(ModelError, match=r"reads at most 4 positions, and the longest sample has"):
-        scored(config.model_copy(update={"curriculum": section}))
+        scored(config)

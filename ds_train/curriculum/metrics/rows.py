@@ -2,6 +2,9 @@
 
 The sources are read again, row by row; the samples that a row was split into share its value. Rows
 of which no sample trains (dropped, held out) are passed over.
+
+A function is taken to be pure. Its values are computed anew when the file of its module changes;
+what that file imports may change without being noticed.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ Floats = NDArray[np.float64]
 CHUNK_TOKENS = 2_000_000
 """About so many tokens go to a process at once."""
 
-FEW_TOKENS = 50_000_000
-"""Less than this is done in the process itself: numpy takes less time for it than a process needs
-to start (about a second)."""
+FEW_TOKENS = 500_000_000
+"""Less than this is done in the process itself: measured on 89M tokens, one process took 0.7 CPU
+seconds and two, most of it for their start, 2.6 (benchmarks/results/scoring.md)."""
 
 
 @dataclass(frozen=True, slots=True)
