@@ -1,6 +1,6 @@
 """The run, from the first line to the last: set up, step after step, evaluate and save when due.
 
-Read on from here: step.py (one optimizer step), ../model/head.py (the loss), ../ops/reference.py
+Read on from here: step.py (one optimizer step), ../model/head.py (the loss), ../ops/linear_ce.py
 (its arithmetic). This runs in every rank, started by the deepspeed launcher.
 """
 
