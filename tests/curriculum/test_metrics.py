@@ -254,5 +254,7 @@ def test_functions_that_can_not_be_had(
 def test_ranks_by_hand() -> None:
     assert cdf_ranks(np.array([3.0, 1.0, 3.0, 9.0])).tolist() == [0.75, 0.25, 0.75, 1.0]
     assert cdf_ranks(np.array([7.0])).tolist() == [1.0]
+    many = np.random.default_rng(0).integers(0, 50, 300).astype(np.float32)
+    assert cdf_ranks(many).tolist() == [float((many <= one).mean()) for one in many]
     mean = mean_rank([np.array([3.0, 1.0, 3.0, 9.0]), np.array([0.0, 1.0, 2.0, 3.0])])
     assert mean.tolist() == [0.5, 0.375, 0.75, 1.0]

@@ -15,8 +15,11 @@ def cdf_ranks(values: NDArray[np.floating]) -> Floats:
 
     F(d) of Platanios et al. 2019 (arXiv:1903.09848), section 2.1; equal values have equal ranks.
     """
-    in_order = np.sort(values)
-    return np.searchsorted(in_order, values, side="right") / len(values)
+    order = np.argsort(values)
+    last = np.flatnonzero(np.diff(values[order], append=np.inf))  # of each run of equal values
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(last + 1, np.diff(last, prepend=-1)) / len(values)
+    return ranks
 
 
 def mean_rank(parts: Sequence[NDArray[np.floating]]) -> Floats:
