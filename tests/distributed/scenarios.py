@@ -44,6 +44,11 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "bf16-full": {"model.dtype": "bf16", "adapter.method": "full"},
 }
+CURRICULUM = {
+    "data.packing": False,
+    "curriculum.metric": "length",
+    "curriculum.pacing": {"start": 0.2, "end_at": 1.0},
+}
 TWELVE_STEPS = {"train.max_steps": 12, "train.lr_scheduler_type": "constant"}
 
 
@@ -133,6 +138,10 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     plan.append(scenario(folder, "cut-pissa-on", {"adapter.init": "pissa"}, run="cut-pissa"))
     plan.append(scenario(folder, "cut-dropout", KINDS["dropout"], stop_after=2))
     plan.append(scenario(folder, "cut-dropout-on", KINDS["dropout"], run="cut-dropout"))
+    plan.append(scenario(folder, "curriculum", CURRICULUM))
+    plan.append(scenario(folder, "cut-curriculum", CURRICULUM, stop_after=2))
+    plan.append(scenario(folder, "cut-curriculum-on", CURRICULUM, run="cut-curriculum"))
+    plan.append(scenario(folder, "moved-curriculum", CURRICULUM, stop_after=3))
     plan.append(scenario(folder, "twelve-steps", TWELVE_STEPS))
     big = {"model.name_or_path": str(folder / "model-50mb"), "engine.preset": "zero3"}
     plan.append(scenario(folder, "big-base", {**big, "train.max_steps": 1}))
@@ -157,6 +166,9 @@ def one_rank_plan(folder: Path) -> list[dict[str, Any]]:
             plan.append(scenario(folder, f"{run}-to-z{other}", {**changes, **layout}, run=run))
     other_recipe = {"train.learning_rate": 0.02}
     plan.append(scenario(folder, "other-recipe", other_recipe, run="lora-z2-m4"))
+    plan.append(scenario(folder, "moved-curriculum-on", CURRICULUM, run="moved-curriculum"))
+    reversed_order = {**CURRICULUM, "curriculum.order": "hard_to_easy"}
+    plan.append(scenario(folder, "other-curriculum", reversed_order, run="curriculum"))
     plan.append(scenario(folder, "complete", {}, run="lora-z2-m4"))
     adafactor = {"adapter.method": "full", "train.optim": "adafactor", "engine.preset": "zero0"}
     plan.append(scenario(folder, "adafactor", adafactor))

@@ -23,6 +23,7 @@ import torch
 
 from ds_train.checkpoint import state
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.plan import find_scores
 from ds_train.data.prepare import prepare_data
 from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
@@ -65,7 +66,7 @@ def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, 
     lines: list[str] = []
     data = prepare_data(config, say=lambda text: None)
     try:
-        run = set_up(config, ranks, data, lines.append)
+        run = set_up(config, ranks, data, lines.append, find_scores(config, data))
         training = loop.Loop(run, StopAfter(stop_after), lines.append)
         training.train()
     except DsTrainError as error:
