@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ds_train.checkpoint.folder import latest_checkpoint
 from ds_train.compare.arms import Comparison, RunSpec
 from ds_train.compare.check import check_inputs
 from ds_train.compare.children import LOG, Children, Outcome
@@ -79,6 +80,9 @@ class Course:
         for spec in self.comparison.runs:
             if not (is_trained(spec) and is_measured(spec, self.compare)):
                 left.append(spec)
+                if latest_checkpoint(spec.paths) is None:
+                    # of a run that came to nothing, perhaps of another recipe: no length to take
+                    spec.paths.run_facts.unlink(missing_ok=True)
                 continue
             try:
                 self._results[spec.name] = read_result(spec, self.compare)

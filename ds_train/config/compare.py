@@ -83,7 +83,8 @@ class CompareConfig(Section):
     tokens an arm needs for what metrics.jsonl does not record."""
 
     parallel: Count | None = None
-    """Runs at once; as many as cores (or GPUs) are there for when left out."""
+    """Runs at once, each with the memory of a whole run; as many as cores (or GPUs) are there for
+    when left out."""
 
     @property
     def baseline_arm(self) -> str:

@@ -1,7 +1,8 @@
 """Stands in for `ds-train train` in tests: writes a run folder in a moment, without training.
 
 Usage: fake_ds_train.py RECIPE. The final loss is a function of arm, seed and learning rate, told by
-`values.json` two or more folders above; "fail" there fails the run, "sleep" waits for SIGTERM.
+`values.json` two or more folders above; "fail" there fails the run after it has begun, "fail early"
+before, "sleep" waits for SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def main() -> int:
     name = str(run.relative_to(find_values(run).parent))
     value = values.get(f"{name} lr={train['learning_rate']:g}", values.get(name))
     steps = train["max_steps"] or train["max_tokens"] // TOKENS_PER_STEP
+    if value == "fail early":
+        print("error: no such model", flush=True)
+        return 2
     facts = {"total_steps": steps, "global_batch_size": 16}
     facts |= {"base_fingerprint": "base", "data_fingerprint": "data"}
     (run / "run.json").write_text(json.dumps(facts))

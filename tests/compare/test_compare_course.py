@@ -209,13 +209,19 @@ def test_equal_updates_take_the_other_arms_steps(compare: Compare) -> None:
 
 
 def test_equal_updates_to_a_run_that_never_began(compare: Compare) -> None:
+    """Nor is the length taken that an earlier start has left, perhaps of another recipe."""
     arms = "compare.arms={a: {equal_updates_to: b}, b: {}}"
-    Path("out/b").mkdir()
-    Path("out/b/seed-0").mkdir()
-    Path("out/b/seed-0/run.json").mkdir()  # so that it can't be written
-    code, out, _ = compare(arms, "compare.seeds=[0]", values={"b/seed-0": "fail"})
+    Path("out/b/seed-0").mkdir(parents=True)
+    Path("out/b/seed-0/run.json").write_text('{"total_steps": 77}')
+    code, out, _ = compare(
+        arms, "compare.seeds=[0]", values={"a/seed-0": 1.0, "b/seed-0": "fail early"}
+    )
     assert code == 1
+    assert "b/seed-0  FAILED: no such model" in out
     assert "a/seed-0  FAILED: takes its number of steps from out/b/seed-0, which failed" in out
+    code, out, _ = compare(arms, "compare.seeds=[0]", values={"a/seed-0": 1.0, "b/seed-0": 2.0})
+    assert (code, runs(out)) == (0, ["a/seed-0", "b/seed-0"])
+    assert "| a | 1 | 4 | 400 |" in out
 
 
 def test_one_seed_is_allowed_and_said(compare: Compare) -> None:
