@@ -190,7 +190,8 @@ def _reference(a: Arguments, label_smoothing: float, z_loss: float) -> tuple[Ten
     if a.token_weights is not None:
         losses = losses * rows.take(a.token_weights)
     log_p = logits.log_softmax(dim=-1)
-    p_log_p = torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0)
+    # the product after the choice: autograd would multiply the -inf that was not chosen by 0
+    p_log_p = log_p.exp() * torch.where(log_p > -torch.inf, log_p, 0.0)
     values = (
         log_p.gather(1, labels[:, None])[:, 0],
         logits.logsumexp(dim=-1),
