@@ -155,6 +155,29 @@ def test_entropy_of_an_even_and_of_a_certain_choice(
     assert entropy.tolist() == pytest.approx([torch.tensor(50.0).log().item(), 0.0], abs=1e-6)
 
 
+@all_dtypes
+def test_classes_at_minus_infinity_are_not_there(any_subject: Subject, dtype: torch.dtype) -> None:
+    """p log p of p = 0 is 0, in the entropy and in its gradient."""
+    inputs = make_inputs(20, 16, 53, dtype, bias=True)
+    assert inputs.bias is not None
+    gone = torch.arange(53) >= 40
+    labels = torch.where(inputs.labels >= 40, 3, inputs.labels)
+    masked = changed(inputs, labels=labels, bias=inputs.bias.masked_fill(gone, -torch.inf))
+    fewer = changed(inputs, labels=labels, weight=inputs.weight[:40], bias=inputs.bias[:40])
+
+    def loss(logprob: Tensor, entropy: Tensor) -> Tensor:
+        return (upstream_of(20).to(logprob) * (logprob + 2 * entropy)).sum()
+
+    ours, found = gradients_of(masked.to(any_subject.device), fused_logprobs(any_subject), loss)
+    exact, wanted = gradients_of(fewer.to(torch.float64), plain_logprobs, loss)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert error(ours, exact) < tolerance
+    assert error(found["hidden"], wanted["hidden"]) < tolerance
+    for name in ("weight", "bias"):
+        assert error(found[name][:40], wanted[name]) < tolerance, name
+        assert not found[name][40:].any(), name
+
+
 PAIRS, LENGTH = 4, 9
 
 
