@@ -25,8 +25,9 @@ from ds_train.data.pack import WINDOW
 from ds_train.data.store import TokenStore
 from ds_train.units import Duration, Unit
 
-LONGEST = WINDOW
-"""Samples of a block, at most (or one global batch, where that holds more)."""
+LONGEST = 4096
+"""Samples of a block, at most (or one global batch, where that holds more): a few milliseconds of
+packing."""
 SHORTEST_PACKED = 256
 """Samples of a block that is packed, at least: fewer would leave rows half empty."""
 _BLOCKS_A_RUN = {False: 256, True: 64}
@@ -121,7 +122,7 @@ class DrawnBlocks:
     def _draw(self, number: int, start: Totals) -> tuple[Drawn, Ints]:
         drawn, wanted = self.drawn_from(start), self.sizes.until(self._borders, start)
         if self.growing is not None:
-            wanted = self.growing.wanted(wanted, SHORTEST_PACKED, start)
+            wanted = self.growing.wanted(wanted, start)
         return drawn, self._draws.draw(number, start, wanted, drawn.pools)
 
     def drawn_from(self, at: Totals) -> Drawn:

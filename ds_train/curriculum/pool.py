@@ -9,6 +9,7 @@ their own; all of `random_pool` is such a tie. Its pools are as large as those o
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,20 +37,16 @@ class Pool:
         self.num_samples = num_samples
         self.minimum = 1
         """A pool is never smaller than this."""
-        self._ids: NDArray[np.uint32] | None = None
-        self._values, self._falls, self._count_by_value = values, False, False
-        self._range = (0.0, 0.0) if values is None else (float(values.min()), float(values.max()))
+        self._members = None if members is None else members.astype(np.uint32)
+        self._values, self._curriculum = values, curriculum
+        self._order: NDArray[np.uint32] | None = None
         if curriculum is not None:
             assert values is not None
-            self._falls = curriculum.order == "hard_to_easy"
-            self._count_by_value = curriculum.normalise == "value"
+            self._range = float(values.min()), float(values.max())
             constant = curriculum.order == "random_pool"
-            self._ids = difficulty_order(None if constant else values, num_samples, seed, name)
-            if self._falls:
-                self._ids = self._ids[::-1]
-        if members is not None:
-            ids = members if self._ids is None else members[self._ids]
-            self._ids = ids.astype(np.uint32)
+            self._order = difficulty_order(None if constant else values, num_samples, seed, name)
+            if curriculum.order == "hard_to_easy":
+                self._order = self._order[::-1]
 
     def size(self, competence: float) -> int:
         """Samples in the pool, at least `minimum` (or all)."""
@@ -59,18 +56,28 @@ class Pool:
         """Samples that the pacing asks for."""
         if competence >= 1:
             return self.num_samples
-        if not self._count_by_value:
+        if self._curriculum is None or self._curriculum.normalise == "cdf":
             return math.ceil(round(competence * self.num_samples, 6))
-        assert self._values is not None
+        return self._within(self._curriculum.order, competence)
+
+    def _within(self, order: str, competence: float) -> int:
+        """Samples of the lowest part of the range of values; of the highest for hard_to_easy."""
         low, high = self._range
         reach = competence * (high - low)
-        if self._falls:
-            return int(np.count_nonzero(self._values >= np.float32(high - reach)))
-        return int(np.count_nonzero(self._values <= np.float32(low + reach)))
+        values, places = self._values, self._order
+        assert values is not None and places is not None
+        if order == "random_pool":
+            return int(np.count_nonzero(values <= np.float32(low + reach)))
+        if order == "hard_to_easy":
+            limit = -np.float32(high - reach)
+            return bisect_right(range(len(places)), limit, key=lambda place: -values[places[place]])
+        limit = np.float32(low + reach)
+        return bisect_right(range(len(places)), limit, key=lambda place: values[places[place]])
 
     def ids(self, places: Ints) -> Ints:
         """Sample ids at places of the order, [0, pool size)."""
-        return places if self._ids is None else self._ids[places].astype(np.int64)
+        found: NDArray[np.integer] = places if self._order is None else self._order[places]
+        return (found if self._members is None else self._members[found]).astype(np.int64)
 
 
 def difficulty_order(
@@ -111,9 +118,9 @@ def stratified(values: Floats, strata: NDArray[np.integer], seed: int) -> Floats
     """
     order = difficulty_order(values, len(values), seed, "strata")
     by_stratum = order[np.argsort(strata[order], kind="stable")]
-    counts = np.bincount(strata)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    places = np.arange(len(values)) - starts
     result = np.empty(len(values), dtype=np.float32)
-    result[by_stratum] = (places + 0.5) / np.repeat(counts, counts)
+    stop = 0
+    for count in np.bincount(strata).tolist():
+        start, stop = stop, stop + count
+        result[by_stratum[start:stop]] = (np.arange(count, dtype=np.float32) + 0.5) / max(1, count)
     return result
