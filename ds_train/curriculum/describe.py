@@ -29,6 +29,11 @@ def format_report(facts: dict[str, Any]) -> list[str]:
             f"source {name}: {one['share_of_tokens']:.1%} of the tokens, {one['passes']:.3g} passes"
             for name, one in counted["sources"].items()
         ]
+    if facts.get("tokens_cut_off"):
+        lines.append(
+            f"{facts['tokens_cut_off']:,} tokens of the samples drawn are cut off, "
+            f"{counted['tokens']:,} are shown"
+        )
     if packing := facts.get("packing"):
         moved = ""
         if "moved_mean" in packing:

@@ -98,7 +98,10 @@ class Reporting:
             facts["metric"] = self._scores.metric
             facts["difficulty_fingerprint"] = self._scores.fingerprint
         if isinstance(blocks, DrawnBlocks):
-            facts["block_samples"] = blocks.sizes.usual
+            if blocks.growing is None:
+                facts["block_samples"] = blocks.sizes.usual
+            else:  # its blocks have as many as the length of rows wants
+                facts["tokens_cut_off"] = self._plan.dropped_before(self._total_steps)
         return facts | {"steps": list(self._trace())}
 
     def _trace(self) -> Iterator[Facts]:
@@ -129,7 +132,7 @@ class Reporting:
         last = rows.locate(plan.first_row(self._total_steps))[0]
         num_rows = plan.first_row(self._total_steps)
         tokens = plan.tokens_before(self._total_steps)
-        facts: Facts = {"full": tokens / (max(1, num_rows) * self._config.data.max_length)}
+        facts: Facts = {"full": tokens / max(1, self._room(num_rows))}
         if isinstance(rows.blocks, DrawnBlocks):
             tried = np.unique(np.linspace(0, last, min(last + 1, _TRIED_BLOCKS)).astype(int))
             moved = [rows.blocks.moved(int(number), rows.start(int(number))) for number in tried]
@@ -137,3 +140,17 @@ class Reporting:
             facts["moved_mean"] = float(all_moved.mean()) if all_moved.size else 0.0
             facts["moved_at_most"] = int(all_moved.max(initial=0))
         return facts
+
+    def _room(self, num_rows: int) -> int:
+        """Tokens that so many rows could hold."""
+        stream, longest = self._plan.row_plan, self._config.data.max_length
+        growing = getattr(stream.blocks, "growing", None)
+        if growing is None or not growing.shortens_rows:
+            return num_rows * longest
+        room = number = 0
+        while (first := stream.start(number).rows) < num_rows:
+            drawn = stream.block(number).drawn
+            assert drawn is not None and drawn.row_length is not None
+            room += (min(num_rows, stream.start(number + 1).rows) - first) * drawn.row_length
+            number += 1
+        return room

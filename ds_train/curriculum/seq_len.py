@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 
@@ -43,6 +44,10 @@ def row_length(config: SeqLenConfig, max_length: int, tau: float) -> int:
     return min(end, max(lowest, multiple))
 
 
+_BLOCKS_A_RUN = 64
+"""Lengths that a run has at least, where the growth and its steps allow for them."""
+
+
 class Growing:
     """Makes rows of the samples of a block, at the length of the block's beginning."""
 
@@ -61,17 +66,47 @@ class Growing:
         self._seed, self._keep_order = seed, keep_order
         self.end = config.end_at
         """Where the last length is reached."""
+        self._mean_of = (0, 0.0)  # length, and what it leaves of a sample
+
+    @property
+    def shortens_rows(self) -> bool:
+        """Whether rows themselves are shorter, and not what attention sees of them."""
+        return self._config.mode != "window"
 
     def width(self, at: Totals) -> int:
         """Tokens of the longest row of a block that begins here."""
         tau = self._length.reached(self._config.end_at, at)
         return row_length(self._config, self._data.max_length, tau)
 
-    def wanted(self, samples: int, shortest: int, at: Totals) -> int:
-        """Samples of a block, out of those that it would have at full length."""
-        if self._config.mode == "window" or not self._data.packing:
-            return samples
-        return min(samples, max(shortest, -(-samples * self.width(at) // self._data.max_length)))
+    def wanted(self, samples: int, at: Totals) -> int:
+        """Samples of a block, at most `samples`: one step, or `1 / _BLOCKS_A_RUN` of the run.
+
+        Short rows take few samples, so blocks sized for full rows would hold one length for long.
+        """
+        store, length, width = self._store, self._length, self.width(at)
+        kept = float(store.lengths.mean())
+        if self._config.mode == "truncate":
+            kept = self._mean_kept(width)
+        if self._data.packing:
+            row = self._data.max_length if self._config.mode == "window" else width
+            per_step = ceil(length.global_batch_size * row / kept)
+        else:
+            pieces = ceil((kept - 1) / (width - 1)) if self._config.mode == "reshape" else 1
+            per_step = ceil(length.global_batch_size / max(1, pieces))
+        limit = length.limit
+        run = {
+            "steps": limit.amount * per_step,
+            "tokens": limit.amount / kept,
+            "epochs": limit.amount * length.num_samples,
+        }[limit.unit]
+        most = max(1, ceil(run / _BLOCKS_A_RUN / per_step)) * per_step
+        return min(samples, most)
+
+    def _mean_kept(self, width: int) -> float:
+        """Tokens of a sample that stay when it is truncated, on average."""
+        if self._mean_of[0] != width:
+            self._mean_of = width, float(np.minimum(self._store.lengths, width).mean())
+        return self._mean_of[1]
 
     def rows(self, number: int, samples: Ints, drawn: Drawn, window: int) -> BlockRows:
         """Rows of block `number`, whose `drawn.row_length` says how long they may be."""

@@ -23,15 +23,22 @@ from ds_train.plan.batch import BatchPlan, batch_arithmetic
 
 
 def describe_sample(
-    prepared: PreparedData, tokenizer: Any, index: int, start: int = 0, stop: int | None = None
+    prepared: PreparedData,
+    tokenizer: Any,
+    index: int,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    follows: bool = False,
 ) -> dict[str, Any]:
     """Sample `index` of the training part: where it is from, its ids, mask and texts.
 
-    `start`, `stop`: of a piece of it; the first token of a piece is read, never learned.
+    `start`, `stop`: of a piece of it; the first token of a piece is read, never learned, unless
+    the piece `follows` another one in its row, whose last token predicts it.
     """
     store = prepared.train
     ids, mask = store.tokens(index)[start:stop], store.mask(index)[start:stop].copy()
-    mask[:1] = False
+    mask[:1] &= follows
     facts: dict[str, Any] = {
         "sample": int(index),
         "source": prepared.source_names[store.sources[index]],
@@ -97,12 +104,14 @@ class StepView:
         return [[self._row(row) for row in micro_batch] for micro_batch in share]
 
     def _row(self, row: Ints) -> list[dict[str, Any]]:
-        drawn = self._drawn[id(row)]
-        return [
-            describe_sample(self._prepared, self._tokenizer, sample, start, stop)
-            | self._origin(sample, drawn)
-            for sample, start, stop, _ in row_pieces(self._prepared.train, row)
-        ]
+        drawn, follows, parts = self._drawn[id(row)], False, []
+        for sample, start, stop, goes_on in row_pieces(self._prepared.train, row):
+            facts = describe_sample(
+                self._prepared, self._tokenizer, sample, start, stop, follows=follows
+            )
+            parts.append(facts | self._origin(sample, drawn))
+            follows = goes_on
+        return parts
 
     def _origin(self, sample: int, drawn: Drawn | None) -> dict[str, Any]:
         """Difficulty of a sample, and the pool that it was drawn from."""

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from small_store import make_store
 
 from ds_train.config.curriculum import SeqLenConfig
+from ds_train.curriculum.describe import format_report
 from ds_train.curriculum.plan import build_step_plan
+from ds_train.curriculum.report import Reporting
 from ds_train.curriculum.seq_len import row_length
 from ds_train.data.batch import collate, step_batches
 from ds_train.data.divide import PreparedData
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.pieces import row_tokens
+from ds_train.data.show_step import StepView
 from ds_train.errors import DataError
+from ds_train.plan.batch import BatchPlan
 
 LENGTHS = [3, 16, 9, 12, 5, 16, 2, 7] * 12
 
@@ -242,5 +246,58 @@ def test_with_an_order_too_the_pool_grows_beside_the_length() -> None:
     plan = plan_of(config_of(curriculum), LENGTHS)
     first = np.array(LENGTHS)[plan.sample_ids(0)]
     assert first.max() <= 5  # the easiest tenth, at least one batch
-    drawn = [plan.row_plan.block(number).drawn for number in (0, 30)]
-    assert [one.row_length if one else None for one in drawn] == [4, 16]
+    assert [length_at(plan, step) for step in (0, 49)] == [4, 16]
+
+
+def length_at(plan: StepPlan, step: int) -> int:
+    """Longest row that a step may begin with."""
+    drawn = plan.row_plan.block(plan.row_plan.locate(plan.first_row(step))[0]).drawn
+    assert drawn is not None and drawn.row_length is not None
+    return drawn.row_length
+
+
+@pytest.mark.parametrize("mode", ["reshape", "truncate", "window"])
+@pytest.mark.parametrize("train", [{"max_steps": 12}, {"max_tokens": 1200}])
+def test_packed_rows_of_a_short_run_grow_too(mode: str, train: dict[str, Any]) -> None:
+    """Packing wants large blocks, and short rows take few samples: the length comes first."""
+    config = config_of(seq_len(mode), train=train, data={"packing": True})
+    plan = plan_of(config, LENGTHS * 4)
+    total = plan.total_steps(config.train)
+    lengths = [length_at(plan, step) for step in range(total)]
+    assert lengths[0] == 4 and lengths[-4:] == [16] * 4
+    assert len(set(lengths)) >= 4
+
+
+def test_what_is_cut_off_is_reported() -> None:
+    config, prepared = config_of(seq_len("truncate"), data={"packing": True}), prepared_of(LENGTHS)
+    scores = scores_of(LENGTHS)
+    plan = build_step_plan(config, prepared, scores, 8)
+    facts = Reporting(config, prepared, plan, scores).predicted()
+    assert facts["tokens_cut_off"] == plan.dropped_before(50) > 0
+    assert 0.5 < facts["packing"]["full"] <= 1  # of the room that short rows have
+    lines = format_report(facts)
+    assert any(
+        line == f"{facts['tokens_cut_off']:,} tokens of the samples drawn are cut off, "
+        f"{facts['predicted']['tokens']:,} are shown"
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize("mode", ["reshape", "truncate", "window"])
+def test_the_step_that_is_shown_learns_what_the_step_learns(mode: str) -> None:
+    """`ds-train data --step`: the parts' learned tokens add up to the announced ones."""
+    config, prepared = config_of(seq_len(mode), data={"packing": True}), prepared_of(LENGTHS)
+    plan = build_step_plan(config, prepared, None, 8)
+
+    class Letters:
+        """A tokenizer that needs no file."""
+
+        def decode(self, ids: list[int]) -> str:
+            return "x" * len(ids)
+
+    batch = BatchPlan(8, 8, 1, 1)
+    for step in (0, 10, 40):
+        view = StepView(prepared, Letters(), plan, None, step)
+        parts = [part for rows in view.rank(0, batch, True) for row in rows for part in row]
+        assert sum(part["supervised_tokens"] for part in parts) == plan.num_supervised(step)
+        assert sum(part["tokens"] for part in parts) == plan.num_tokens(step)
