@@ -26,7 +26,7 @@ def test_the_recipe_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_table_names_every_command() -> None:
-    named = set(re.findall(r"\| `ds-train (\w+)", README))
+    named = set(re.findall(r"\| `ds-train ([\w-]+)", README))
     (commands,) = (
         action.choices for action in build_parser()._subparsers._group_actions if action.choices
     )
