@@ -268,7 +268,8 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         commands,
         "build",
         "compile the kernels of the fused loss ahead of their first use",
-        "ds-train build\nds-train build --kind cuda --arch sm_80 sm_90      no GPU is needed for that",
+        "ds-train build\n"
+        "ds-train build --kind cuda --arch sm_80 sm_90      no GPU is needed for that",
     )
     parser.add_argument(
         "--kind", choices=["cpu", "cuda"], help="cpu, and cuda where there is a GPU, if left out"
