@@ -114,31 +114,31 @@ void LinearRun::allocate() {
   if (second_pass)
     kept_slabs_ = std::min(slabs_, call_.logits_bytes / (kSlab * by_column_stride_ * 2));
   for (Scratch &s : scratch_) {
-    s.z.make(kSlab * kPanel);
-    s.weight.make(kSlab * weight_copy_stride_);
-    if (grad_weight_ && kept_slabs_ < slabs_) s.by_column.make(kSlab * by_column_stride_);
+    s.z.make(arena_, kSlab * kPanel);
+    s.weight.make(arena_, kSlab * weight_copy_stride_);
+    if (grad_weight_ && kept_slabs_ < slabs_) s.by_column.make(arena_, kSlab * by_column_stride_);
   }
-  hidden_logits_.make(n * padded_dim_);
-  if (kept_slabs_) kept_.make(kept_slabs_ * kSlab * by_column_stride_);
+  hidden_logits_.make(arena_, n * padded_dim_);
+  if (kept_slabs_) kept_.make(arena_, kept_slabs_ * kSlab * by_column_stride_);
   if (grad_hidden_) {
-    weight_gradient_.make(slabs_in_group_ * kSlab * padded_dim_);
-    group_.make(n * by_token_stride_);
-    accumulated_.make(n * padded_dim_, true);
+    weight_gradient_.make(arena_, slabs_in_group_ * kSlab * padded_dim_);
+    group_.make(arena_, n * by_token_stride_);
+    accumulated_.make(arena_, n * padded_dim_, true);
   }
-  reference_.make(n);
-  slab_reference_.make(second_pass ? slabs_ * n : in_group);
+  reference_.make(arena_, n);
+  slab_reference_.make(arena_, second_pass ? slabs_ * n : in_group);
   for (auto *buffer : {&slab_max_, &slab_sum_, &slab_shifted_, &slab_logit_sum_})
-    buffer->make(in_group);
-  target_.make(n);
-  target_is_first_.make(n);
-  top_.make(n);
+    buffer->make(arena_, in_group);
+  target_.make(arena_, n);
+  target_is_first_.make(arena_, n);
+  top_.make(arena_, n);
   std::fill_n(static_cast<float *>(reference_), n, kLowest);
   std::fill_n(static_cast<float *>(top_), n, kLowest);
   stats_.assign(n, empty_row());
   for (auto *buffer : {&coefficient_, &target_gradient_, &logit_sum_gradient_})
-    buffer->make(n, true);
-  if (exact_) token_gradients_.make(6 * n, true);
-  if (rank_one_ && grad_hidden_) weight_sum_.make(slabs_ * dim_, true);
+    buffer->make(arena_, n, true);
+  if (exact_) token_gradients_.make(arena_, 6 * n, true);
+  if (rank_one_ && grad_hidden_) weight_sum_.make(arena_, slabs_ * dim_, true);
 }
 
 void LinearRun::pack_hidden() {

@@ -213,8 +213,8 @@ void LinearRun::add_group_to_grad_hidden(int64_t begin, int64_t end) {
 
 // X with its coefficients as B of grad_weight; the sum of x for the gradient of the sum of logits.
 void LinearRun::pack_gradient_hidden() {
-  hidden_gradient_.make(padded_tokens_ * padded_dim_);
-  if (rank_one_) hidden_sum_.make(padded_dim_, true);
+  hidden_gradient_.make(arena_, padded_tokens_ * padded_dim_);
+  if (rank_one_) hidden_sum_.make(arena_, padded_dim_, true);
   each(dim_panels_, [&](int64_t q, Scratch &) {
     const Bf16 *x = hidden_ + q * kPanel;
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);

@@ -5,52 +5,50 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "linear_ce.h"
 #include "row_stats.h"
 
 namespace ds_train {
 
-constexpr size_t kHugePage = 2 << 20;
-
 // Where memory is new, one fault for 2 MiB instead of 512; a hint, whose refusal changes nothing.
-inline void prefer_huge_pages(void *data, size_t bytes) {
-#if defined(__linux__)
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
-  if (end > begin) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
+void prefer_huge_pages(void *data, size_t bytes);
 
-// Memory that starts at a cache line and isn't initialised, or is all zero.
+// Working memory of one call, handed out piece by piece and given back as a whole. Up to
+// kKeptBytes stay with the process for the next call, as new pages cost more than they hold.
+class Arena {
+ public:
+  Arena();
+  ~Arena();
+  Arena(const Arena &) = delete;
+  Arena &operator=(const Arena &) = delete;
+
+  // At the start of a cache line; not initialised. Throws std::bad_alloc.
+  void *take(size_t bytes);
+
+ private:
+  struct Block {
+    char *data;
+    size_t size, used;
+  };
+  Block new_block(size_t bytes);
+  std::vector<Block> blocks_;
+  bool has_kept_ = false;
+};
+
 template <class T>
 class Buffer {
  public:
-  void make(int64_t count, bool zero = false) {
-    const size_t wanted = static_cast<size_t>(count) * sizeof(T);
-    const size_t alignment = wanted >= 2 * kHugePage ? kHugePage : 64;
-    const size_t bytes = (wanted + alignment - 1) / alignment * alignment;
-    data_.reset(static_cast<T *>(std::aligned_alloc(alignment, bytes)));
-    if (!data_) throw std::bad_alloc();
-    prefer_huge_pages(data_.get(), bytes);
-    if (zero) std::fill_n(data_.get(), count, T{});
+  void make(Arena &arena, int64_t count, bool zero = false) {
+    data_ = static_cast<T *>(arena.take(static_cast<size_t>(count) * sizeof(T)));
+    if (zero) std::fill_n(data_, count, T{});
   }
-  operator T *() const { return data_.get(); }
+  operator T *() const { return data_; }
   explicit operator bool() const { return data_ != nullptr; }
 
  private:
-  struct Free {
-    void operator()(T *p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
+  T *data_ = nullptr;
 };
 
 class LinearRun {
@@ -116,6 +114,7 @@ class LinearRun {
   const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
   int64_t kept_slabs_ = 0, by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;
 
+  Arena arena_;
   std::vector<Scratch> scratch_;
   std::vector<Entry> entries_;          // sorted by slab, then token
   std::vector<int64_t> slab_entries_;   // where each slab's begin
