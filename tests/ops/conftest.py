@@ -63,6 +63,21 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     yield from _prepared(request.param)
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        Subject("chunked"),
+        Subject("cpu"),
+        Subject("chunked", "cuda"),
+        Subject("cuda", "cuda"),
+    ],
+    ids=str,
+)
+def best_subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Each implementation once, for what does not depend on the instruction set."""
+    yield from _prepared(request.param)
+
+
 def _prepared(subject: Subject) -> Iterator[Subject]:
     with pytest.MonkeyPatch.context() as patch:
         if subject.isa is not None:

@@ -17,6 +17,12 @@ BACKEND = "aot_eager"
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0}
 
 
+@pytest.fixture
+def subject(best_subject: Subject) -> Subject:
+    """Tracing takes long, and knows nothing of instruction sets."""
+    return best_subject
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
     torch._dynamo.reset()
