@@ -47,6 +47,10 @@ class Pool:
             self._order = difficulty_order(None if constant else values, num_samples, seed, name)
             if curriculum.order == "hard_to_easy":
                 self._order = self._order[::-1]
+            if curriculum.normalise == "cdf":  # values are needed no more: one array is enough
+                self._values = None
+                if self._members is not None:
+                    self._order, self._members = self._members[self._order], None
 
     def size(self, competence: float) -> int:
         """Samples in the pool, at least `minimum` (or all)."""
