@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.run import RunConfig
@@ -18,7 +19,6 @@ from ds_train.curriculum.seq_len import EpochDraws, Growing, epoch_size
 from ds_train.curriculum.strata import find_strata
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import Totals
-from ds_train.data.mix import Ints
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
@@ -137,11 +137,11 @@ def _draws(
     return CoverDraws(pool, seed) if curriculum.cover else PoolDraws(pool, seed)
 
 
-def _sources(prepared: PreparedData) -> tuple[list[Ints], list[SourceFacts]]:
+def _sources(prepared: PreparedData) -> tuple[list[NDArray[np.uint32]], list[SourceFacts]]:
     """Samples of each training source of a mixture, and their numbers."""
     store, members, facts = prepared.train, [], []
     for index in np.unique(store.sources).tolist():
-        own = np.flatnonzero(store.sources == index)
+        own = np.flatnonzero(store.sources == index).astype(np.uint32)
         num_tokens = int(store.lengths[own].sum(dtype=np.int64))
         members.append(own)
         facts.append(SourceFacts(prepared.source_names[index], num_tokens, len(own)))

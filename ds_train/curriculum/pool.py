@@ -26,7 +26,7 @@ class Pool:
 
     def __init__(
         self,
-        members: Ints | None,
+        members: NDArray[np.integer] | None,
         num_samples: int,
         curriculum: CurriculumConfig | None = None,
         values: Floats | None = None,
