@@ -61,6 +61,7 @@ LinearRun::LinearRun(const LinearCE &call, bool amx)
       dim_panels_(padded_dim_ / kPanel),
       slabs_((vocab_ + kSlab - 1) / kSlab),
       slabs_in_group_(std::min(slabs_, kGroup / kSlab)),
+      hidden_is_near_(padded_tokens_ * padded_dim_ * 2 <= 1 << 20),
       grad_hidden_(rows_.write_gradient && call.grad_hidden),
       grad_weight_(rows_.write_gradient && (call.grad_weight || call.grad_bias)),
       exact_((grad_hidden_ || grad_weight_) &&

@@ -14,7 +14,7 @@ namespace ds_train {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
-constexpr size_t kKeptBytes = 32 << 20;
+constexpr size_t kKeptBytes = 64 << 20;
 
 // The block that stays. Only one call at a time has it; others make do without.
 std::mutex kept_owner;

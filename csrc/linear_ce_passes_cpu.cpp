@@ -45,17 +45,16 @@ void LinearRun::logits(const Slab &s, int64_t first_panel, int64_t last_panel, S
                        const Use &use) {
   const Bf16 *w = slab_weight(s, scratch);
   const int64_t stride = w == scratch.weight ? weight_copy_stride_ : call_.weight_stride;
-  const int64_t next_slab = threads_;
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    const Bf16 *x = hidden_logits_ + panel * kPanel * padded_dim_;
-    const int64_t panel_bytes = kPanel * padded_dim_ * 2;
-    const int64_t w_bytes = s.padded * padded_dim_ * 2 / (last_panel - first_panel);
-    const bool last = panel + 1 == last_panel;
-    const Bf16 *next_w = w + kSlab * stride * next_slab;
-    gemm_(s.padded, padded_dim_, w, stride, x, scratch.z, false,
-          {last ? hidden_logits_ + first_panel * kPanel * padded_dim_ : x + kPanel * padded_dim_, panel_bytes,
-           reinterpret_cast<const char *>(next_w) + (panel - first_panel) * w_bytes, w_bytes});
-    use(panel);
+  const int64_t panel_size = kPanel * padded_dim_, panels = last_panel - first_panel;
+  const Slab next = slab(std::min(s.index + threads_, slabs_ - 1));  // likely this thread's next
+  const int64_t part = next.columns * call_.weight_stride / panels;
+  for (int64_t i = 0; i < panels; ++i) {
+    const Bf16 *x = hidden_logits_ + first_panel * panel_size;
+    const Bf16 *next_w = weight_ + next.first * call_.weight_stride + i * part;
+    gemm_(s.padded, padded_dim_, w, stride, x + i * panel_size, scratch.z, false,
+          {x + (i + 1) % panels * panel_size, hidden_is_near_ ? 0 : panel_size * 2, next_w,
+           part * 2});
+    use(first_panel + i);
   }
 }
 
@@ -202,12 +201,14 @@ void LinearRun::add_group_to_grad_hidden(int64_t begin, int64_t end) {
   each(blocks * parts, [&](int64_t item, Scratch &) {
     const int64_t token = item / parts * kRows, rows = std::min(kRows, padded_tokens_ - token);
     const int64_t first = item % parts * kTogether;
-    for (int64_t q = first; q < std::min(dim_panels_, first + kTogether); ++q)
-      gemm_(rows, columns, group_ + token * by_token_stride_, by_token_stride_,
-            weight_gradient_ + q * slabs_in_group_ * kSlab * kPanel,
-            accumulated_ + (q * padded_tokens_ + token) * kPanel, true,
-            {weight_gradient_ + (q + 1) * slabs_in_group_ * kSlab * kPanel, columns * kPanel * 2,
-             accumulated_ + ((q + 1) * padded_tokens_ + token) * kPanel, rows * kPanel * 4});
+    for (int64_t q = first; q < std::min(dim_panels_, first + kTogether); ++q) {
+      const Bf16 *w = weight_gradient_ + q * slabs_in_group_ * kSlab * kPanel;
+      float *sums = accumulated_ + (q * padded_tokens_ + token) * kPanel;
+      const int64_t more = q + 1 < dim_panels_;
+      gemm_(rows, columns, group_ + token * by_token_stride_, by_token_stride_, w, sums, true,
+            {w + more * slabs_in_group_ * kSlab * kPanel, more * columns * kPanel * 2,
+             sums + more * padded_tokens_ * kPanel, more * rows * kPanel * 4});
+    }
   });
 }
 
@@ -269,12 +270,16 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
   const auto begin = entries_.begin() + slab_entries_[s.index];
   const auto end = entries_.begin() + slab_entries_[s.index + 1];
   float *c = scratch.z;
+  const bool next_is_kept = s.index + threads_ < kept_slabs_;
+  const int64_t slab_size = kSlab * by_column_stride_, part = slab_size / dim_panels_;
+  const Bf16 *next = next_is_kept ? by_column + threads_ * slab_size : nullptr;
   for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
-    gemm_(s.padded, padded_tokens_, by_column, by_column_stride_,
-          hidden_gradient_ + q * padded_tokens_ * kPanel, c, false,
-          {hidden_gradient_ + (q + 1 == dim_panels_ ? 0 : q + 1) * padded_tokens_ * kPanel,
-           padded_tokens_ * kPanel * 2, nullptr, 0});
+    const Bf16 *x = hidden_gradient_;
+    const int64_t panel_size = padded_tokens_ * kPanel;
+    gemm_(s.padded, padded_tokens_, by_column, by_column_stride_, x + q * panel_size, c, false,
+          {x + (q + 1) % dim_panels_ * panel_size, hidden_is_near_ ? 0 : panel_size * 2,
+           next ? next + q * part : nullptr, next ? part * 2 : 0});
     for (auto e = begin; e != end; ++e)
       add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
                  target_gradient_[e->token], dims);

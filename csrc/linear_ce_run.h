@@ -111,6 +111,7 @@ class LinearRun {
   const int threads_;
   const int64_t tokens_, vocab_, dim_;
   const int64_t padded_tokens_, padded_dim_, token_panels_, dim_panels_, slabs_, slabs_in_group_;
+  const bool hidden_is_near_;  // all of X fits beside a slab in the second cache
   const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
   int64_t kept_slabs_ = 0, by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;
 
