@@ -61,6 +61,7 @@ LinearRun::LinearRun(const LinearCE &call, bool amx)
       dim_panels_(padded_dim_ / kPanel),
       slabs_((vocab_ + kSlab - 1) / kSlab),
       slabs_in_group_(std::min(slabs_, kGroup / kSlab)),
+      groups_(slabs_ ? (slabs_ + slabs_in_group_ - 1) / slabs_in_group_ : 0),
       hidden_is_near_(padded_tokens_ * padded_dim_ * 2 <= 1 << 20),
       grad_hidden_(rows_.write_gradient && call.grad_hidden),
       grad_weight_(rows_.write_gradient && (call.grad_weight || call.grad_bias)),
@@ -69,15 +70,6 @@ LinearRun::LinearRun(const LinearCE &call, bool amx)
       rank_one_((grad_hidden_ || grad_weight_) && !exact_ && rows_.grad_logit_sum),
       with_shifted_(rows_.entropy || rows_.grad_entropy),
       scratch_(threads_) {}
-
-void LinearRun::begin_gemm() const {
-  if (amx_) amx_begin();
-}
-
-void LinearRun::end_gemm() const {
-  at::native::cpublas::brgemm_release();
-  if (amx_) amx_end();
-}
 
 void LinearRun::run() {
   if (tokens_ > 0) {
@@ -107,7 +99,7 @@ void LinearRun::sort_labels() {
 }
 
 void LinearRun::allocate() {
-  const int64_t n = padded_tokens_, in_group = slabs_in_group_ * n;
+  const int64_t n = padded_tokens_, in_groups = kGroupsAtOnce * slabs_in_group_ * n;
   by_column_stride_ = spread(n);
   by_token_stride_ = spread(slabs_in_group_ * kSlab);
   weight_copy_stride_ = spread(padded_dim_);
@@ -122,18 +114,18 @@ void LinearRun::allocate() {
   hidden_logits_.make(arena_, n * padded_dim_);
   if (kept_slabs_) kept_.make(arena_, kept_slabs_ * kSlab * by_column_stride_);
   if (grad_hidden_) {
-    weight_gradient_.make(arena_, slabs_in_group_ * kSlab * padded_dim_);
-    group_.make(arena_, n * by_token_stride_);
+    group_weight_.make(arena_, kGroupsAtOnce * slabs_in_group_ * kSlab * padded_dim_);
+    group_exponentials_.make(arena_, kGroupsAtOnce * n * by_token_stride_);
     accumulated_.make(arena_, n * padded_dim_, true);
   }
-  reference_.make(arena_, n);
-  slab_reference_.make(arena_, second_pass ? slabs_ * n : in_group);
+  references_.make(arena_, (kGroupsAtOnce + 1) * n);
+  slab_reference_.make(arena_, second_pass ? slabs_ * n : in_groups);
   for (auto *buffer : {&slab_max_, &slab_sum_, &slab_shifted_, &slab_logit_sum_})
-    buffer->make(arena_, in_group);
+    buffer->make(arena_, in_groups);
   target_.make(arena_, n);
   target_is_first_.make(arena_, n);
   top_.make(arena_, n);
-  std::fill_n(static_cast<float *>(reference_), n, kLowest);
+  std::fill_n(references_ + kGroupsAtOnce * n, n, kLowest);
   std::fill_n(static_cast<float *>(top_), n, kLowest);
   stats_.assign(n, empty_row());
   for (auto *buffer : {&coefficient_, &target_gradient_, &logit_sum_gradient_})

@@ -84,132 +84,175 @@ void LinearRun::hide_targets(const Slab &s, int64_t panel, float *z) const {
   targets(s, panel, [&](int64_t, int64_t at) { z[at] = -INFINITY; });
 }
 
+LinearRun::Group LinearRun::group(int64_t index) const {
+  const int64_t n = padded_tokens_, turn = index % kGroupsAtOnce, slabs = slabs_in_group_;
+  const auto after = [&](int64_t i) {
+    return references_ + (i < 0 ? kGroupsAtOnce : i % kGroupsAtOnce) * n;
+  };
+  const auto of_slabs = [&](float *all) { return all + turn * slabs * n; };
+  const int64_t begin = index * slabs;
+  return {index,
+          begin,
+          std::min(slabs_, begin + slabs),
+          of_slabs(slab_max_),
+          of_slabs(slab_sum_),
+          of_slabs(slab_shifted_),
+          of_slabs(slab_logit_sum_),
+          grad_weight_ && !exact_ ? slab_reference_ + begin * n : of_slabs(slab_reference_),
+          after(index - 2),
+          after(index - 1),
+          after(index),
+          group_exponentials_ + turn * n * by_token_stride_,
+          group_weight_ + turn * slabs * kSlab * padded_dim_};
+}
+
+// Per group: logits and exponentials (slabs), their statistics (merge), their part of grad_hidden
+// (accumulate). The slabs of a group come before the accumulation of the group before, so that
+// there is work while the last items of a stage run.
 void LinearRun::first_pass() {
-  for (int64_t begin = 0; begin < slabs_; begin += slabs_in_group_) {
-    const int64_t end = std::min(slabs_, begin + slabs_in_group_), slabs = end - begin;
+  const bool accumulates = grad_hidden_ && !exact_;
+  std::vector<Stage> stages;
+  std::vector<int64_t> merged(groups_), accumulated(groups_);
+  const auto add_slabs = [&](int64_t index) {
+    if (index >= groups_) return;
+    const Group g = group(index);
     // With few slabs for many threads, a slab's tokens are shared out as well.
+    const int64_t slabs = g.end - g.begin;
     const int64_t chunks = std::min(token_panels_, (2 * threads_ + slabs - 1) / slabs);
-    each(slabs * chunks, [&](int64_t item, Scratch &scratch) {
-      const Slab s = slab(begin + item / chunks);
+    const Work work = [=, this](int64_t item, Scratch &scratch) {
+      const Slab s = slab(g.begin + item / chunks);
       const int64_t chunk = item % chunks;
-      first_slab(s, begin, chunk * token_panels_ / chunks, (chunk + 1) * token_panels_ / chunks,
+      first_slab(g, s, chunk * token_panels_ / chunks, (chunk + 1) * token_panels_ / chunks,
                  scratch);
-      if (chunk == 0 && grad_hidden_ && !exact_) pack_slab_weight(s, begin, scratch);
-    });
-    each(token_panels_, [&](int64_t panel, Scratch &) { merge_group(begin, end, panel); });
-    if (grad_hidden_ && !exact_) add_group_to_grad_hidden(begin, end);
+      if (chunk == 0 && accumulates) pack_slab_weight(g, s, scratch);
+    };
+    stages.push_back({slabs * chunks, work, {index < 2 ? -1 : merged[index - 2], -1}});
+  };
+  add_slabs(0);
+  int64_t slabs_stage = 0;
+  for (int64_t index = 0; index < groups_; ++index) {
+    const Group g = group(index);
+    const int64_t slabs_of_this = slabs_stage;
+    slabs_stage = stages.size();
+    add_slabs(index + 1);
+    merged[index] = stages.size();
+    const Work merge = [=, this](int64_t panel, Scratch &) { merge_group(g, panel); };
+    stages.push_back({token_panels_, merge, {slabs_of_this, index ? accumulated[index - 1] : -1}});
+    accumulated[index] = stages.size();
+    const Work add = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
+    stages.push_back({accumulates ? accumulation_items() : 0, add, {merged[index], -1}});
   }
+  run_stages(stages);
+  reference_ = group(groups_ - 1).reference_out;
   if (weight_sum_)
     for (int64_t s = 1; s < slabs_; ++s)
       for (int64_t d = 0; d < dim_; ++d) weight_sum_[d] += weight_sum_[s * dim_ + d];
 }
 
-void LinearRun::first_slab(const Slab &s, int64_t group_begin, int64_t first_panel,
-                           int64_t last_panel, Scratch &scratch) {
-  const bool accumulates = grad_hidden_ && !exact_;
-  const int64_t in_group = s.index - group_begin;
-  const int64_t reference_row = grad_weight_ && !exact_ ? s.index : in_group;
+void LinearRun::first_slab(const Group &g, const Slab &s, int64_t first_panel, int64_t last_panel,
+                           Scratch &scratch) {
   const Tile t = tile(s, scratch);
+  const int64_t in_group = s.index - g.begin;
   logits(s, first_panel, last_panel, scratch, [&](int64_t panel) {
     const int64_t token = panel * kPanel, at = in_group * padded_tokens_ + token;
-    float *reference = slab_reference_ + reference_row * padded_tokens_ + token;
-    std::memcpy(reference, reference_ + token, kPanel * sizeof(float));
-    transform_tile(t, slab_max_ + at, rows_.logit_sum ? slab_logit_sum_ + at : nullptr);
+    std::memcpy(g.slab_reference + at, g.reference_in + token, kPanel * sizeof(float));
+    transform_tile(t, g.max + at, rows_.logit_sum ? g.logit_sum + at : nullptr);
     take_targets(s, panel, t.z);
     TileOutput out{};
     if (s.index < kept_slabs_) {
       out.by_column = kept_ + s.index * kSlab * by_column_stride_ + token;
       out.column_stride = by_column_stride_;
     }
-    if (accumulates) {
-      out.by_token = group_ + token * by_token_stride_ + in_group * kSlab;
+    if (grad_hidden_ && !exact_) {
+      out.by_token = g.exponentials + token * by_token_stride_ + in_group * kSlab;
       out.token_stride = by_token_stride_;
     }
-    exponentiate_tile(t, slab_max_ + at, reference, slab_sum_ + at,
-                      with_shifted_ ? slab_shifted_ + at : nullptr, out);
+    exponentiate_tile(t, g.max + at, g.slab_reference + at, g.sum + at,
+                      with_shifted_ ? g.shifted + at : nullptr, out);
   });
 }
 
 // While the slab's weights are in the cache: packed for grad_hidden, and their weighted sum.
-void LinearRun::pack_slab_weight(const Slab &s, int64_t group_begin, const Scratch &scratch) {
+void LinearRun::pack_slab_weight(const Group &g, const Slab &s, const Scratch &scratch) {
   const Bf16 *w = weight_ + s.first * call_.weight_stride;
   int64_t stride = call_.weight_stride;
   if (copies(s)) w = scratch.weight, stride = weight_copy_stride_;
-  const int64_t columns = slabs_in_group_ * kSlab, before = (s.index - group_begin) * kSlab;
+  const int64_t columns = slabs_in_group_ * kSlab, before = (s.index - g.begin) * kSlab;
   for (int64_t q = 0; q < dim_panels_; ++q)
     pack_rows(w + q * kPanel, stride, s.columns, s.padded, dim_ - q * kPanel, nullptr,
-              weight_gradient_ + (q * columns + before) * kPanel);
+              g.weight + (q * columns + before) * kPanel);
   if (weight_sum_)
     for (int64_t j = 0; j < s.columns; ++j)
-      add_scaled(weight_sum_ + s.index * dim_, w + j * stride,
-                 class_weight_of(s.first + j), dim_);
+      add_scaled(weight_sum_ + s.index * dim_, w + j * stride, class_weight_of(s.first + j), dim_);
 }
 
-void LinearRun::merge_group(int64_t begin, int64_t end, int64_t panel) {
+void LinearRun::merge_group(const Group &g, int64_t panel) {
   for (int64_t token = panel * kPanel; token < (panel + 1) * kPanel; ++token) {
     const int64_t label = token < tokens_ ? rows_.labels[token] : -1;
-    const int64_t references = grad_weight_ && !exact_ ? begin : 0;
     RowStats &row = stats_[token];
-    for (int64_t s = begin; s < end; ++s) {
+    float reference = g.reference_before[token];
+    for (int64_t s = g.begin; s < g.end; ++s) {
+      const int64_t at = (s - g.begin) * padded_tokens_ + token;
       if (label >= 0 && label < vocab_ && label / kSlab == s) {
         row.target = target_[token];
         row.target_is_first = target_is_first_[token] && row.target > top_[token];
       }
-      top_[token] = std::max(top_[token], slab_max_[(s - begin) * padded_tokens_ + token]);
-      const float r = slab_reference_[(s - begin + references) * padded_tokens_ + token];
-      reference_[token] = std::max(reference_[token], r);
+      top_[token] = std::max(top_[token], g.max[at]);
+      reference = std::max(reference, g.slab_reference[at]);
     }
-    if (reference_[token] != row.max) raise_row(begin, end, token);
-    for (int64_t s = begin; s < end; ++s) {
-      const int64_t at = (s - begin) * padded_tokens_ + token;
-      const float r = slab_reference_[at + references * padded_tokens_];
-      const float shift = r - row.max, shrink = shift == 0 ? 1.0f : expf(shift);
-      row.others += shrink * slab_sum_[at];
+    g.reference_out[token] = reference;
+    raise_row(g, token, reference);
+    for (int64_t s = g.begin; s < g.end; ++s) {
+      const int64_t at = (s - g.begin) * padded_tokens_ + token;
+      const float shift = g.slab_reference[at] - reference, shrink = shift == 0 ? 1 : expf(shift);
+      row.others += shrink * g.sum[at];
       if (with_shifted_ && shrink > 0)
-        row.others_shifted += shrink * (slab_shifted_[at] + shift * slab_sum_[at]);
-      if (rows_.logit_sum) row.logit_sum += slab_logit_sum_[at];
+        row.others_shifted += shrink * (g.shifted[at] + shift * g.sum[at]);
+      if (rows_.logit_sum) row.logit_sum += g.logit_sum[at];
     }
   }
 }
 
-// A row's reference has risen: what it had so far shrinks. The group's exponentials, too, must have
-// one reference, as they are summed in one product.
-void LinearRun::raise_row(int64_t begin, int64_t end, int64_t token) {
+// If a row's reference has risen, what it had so far shrinks. The group's exponentials, too, must
+// have one reference, as they are summed in one product.
+void LinearRun::raise_row(const Group &g, int64_t token, float reference) {
   RowStats &row = stats_[token];
-  const float shrink = expf(row.max - reference_[token]);
-  raise_max(row, reference_[token]);
+  const float shrink = row.max == reference ? 1.0f : expf(row.max - reference);
+  raise_max(row, reference);
   if (!grad_hidden_ || exact_) return;
-  if (begin > 0)
+  if (shrink != 1.0f && g.index > 0)
     for (int64_t q = 0; q < dim_panels_; ++q)
       for (int64_t d = 0; d < kPanel; ++d)
         accumulated_[(q * padded_tokens_ + token) * kPanel + d] *= shrink;
-  const int64_t references = grad_weight_ ? begin : 0;
-  for (int64_t s = begin; s < end; ++s) {
-    const float r = slab_reference_[(s - begin + references) * padded_tokens_ + token];
-    if (r != row.max)
-      scale_bf16(group_ + token * by_token_stride_ + (s - begin) * kSlab, expf(r - row.max),
-                 slab(s).padded);
+  for (int64_t s = g.begin; s < g.end; ++s) {
+    const float r = g.slab_reference[(s - g.begin) * padded_tokens_ + token];
+    if (r != reference)
+      scale_bf16(g.exponentials + token * by_token_stride_ + (s - g.begin) * kSlab,
+                 expf(r - reference), slab(s).padded);
   }
 }
 
-void LinearRun::add_group_to_grad_hidden(int64_t begin, int64_t end) {
-  constexpr int64_t kRows = 256;
-  const int64_t columns = (end - 1 - begin) * kSlab + slab(end - 1).padded;
-  const int64_t blocks = (padded_tokens_ + kRows - 1) / kRows;
-  constexpr int64_t kTogether = 4;  // panels of dimensions in an item
-  const int64_t parts = (dim_panels_ + kTogether - 1) / kTogether;
-  each(blocks * parts, [&](int64_t item, Scratch &) {
-    const int64_t token = item / parts * kRows, rows = std::min(kRows, padded_tokens_ - token);
-    const int64_t first = item % parts * kTogether;
-    for (int64_t q = first; q < std::min(dim_panels_, first + kTogether); ++q) {
-      const Bf16 *w = weight_gradient_ + q * slabs_in_group_ * kSlab * kPanel;
-      float *sums = accumulated_ + (q * padded_tokens_ + token) * kPanel;
-      const int64_t more = q + 1 < dim_panels_;
-      gemm_(rows, columns, group_ + token * by_token_stride_, by_token_stride_, w, sums, true,
-            {w + more * slabs_in_group_ * kSlab * kPanel, more * columns * kPanel * 2,
-             sums + more * padded_tokens_ * kPanel, more * rows * kPanel * 4});
-    }
-  });
+constexpr int64_t kRowsTogether = 256, kPanelsTogether = 4;  // in an item of accumulate
+
+int64_t LinearRun::accumulation_items() const {
+  return (padded_tokens_ + kRowsTogether - 1) / kRowsTogether *
+         ((dim_panels_ + kPanelsTogether - 1) / kPanelsTogether);
+}
+
+void LinearRun::accumulate(const Group &g, int64_t item) {
+  const int64_t columns = (g.end - 1 - g.begin) * kSlab + slab(g.end - 1).padded;
+  const int64_t parts = (dim_panels_ + kPanelsTogether - 1) / kPanelsTogether;
+  const int64_t token = item / parts * kRowsTogether;
+  const int64_t rows = std::min(kRowsTogether, padded_tokens_ - token);
+  const int64_t first = item % parts * kPanelsTogether;
+  for (int64_t q = first; q < std::min(dim_panels_, first + kPanelsTogether); ++q) {
+    const Bf16 *w = g.weight + q * slabs_in_group_ * kSlab * kPanel;
+    float *sums = accumulated_ + (q * padded_tokens_ + token) * kPanel;
+    const int64_t more = q + 1 < dim_panels_;
+    gemm_(rows, columns, g.exponentials + token * by_token_stride_, by_token_stride_, w, sums, true,
+          {w + more * slabs_in_group_ * kSlab * kPanel, more * columns * kPanel * 2,
+           sums + more * padded_tokens_ * kPanel, more * rows * kPanel * 4});
+  }
 }
 
 // X with its coefficients as B of grad_weight; the sum of x for the gradient of the sum of logits.
@@ -310,29 +353,42 @@ void LinearRun::exact_pass() {
   const int64_t n = padded_tokens_;
   gradients_ = {of, of + n, of + 2 * n, of + 3 * n, of + 4 * n, of + 5 * n};
   if (grad_weight_) pack_gradient_hidden();
-  for (int64_t begin = 0; begin < slabs_; begin += slabs_in_group_) {
-    const int64_t end = std::min(slabs_, begin + slabs_in_group_);
-    each(end - begin, [&](int64_t item, Scratch &scratch) {
-      const Slab s = slab(begin + item);
-      const Tile t = tile(s, scratch);
-      logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
-        const int64_t token = panel * kPanel;
-        float max[kPanel];
-        transform_tile(t, max, nullptr);
-        hide_targets(s, panel, t.z);
-        TileOutput out{};
-        if (grad_weight_) out = {scratch.by_column + token, by_column_stride_, nullptr, 0};
-        if (grad_hidden_) {
-          out.by_token = group_ + token * by_token_stride_ + item * kSlab;
-          out.token_stride = by_token_stride_;
-        }
-        gradient_tile(t, gradients_, token, out);
-      });
-      if (grad_hidden_) pack_slab_weight(s, begin, scratch);
-      if (grad_weight_) write_grad_weight(s, scratch.by_column, scratch);
-    });
-    if (grad_hidden_) add_group_to_grad_hidden(begin, end);
+  std::vector<Stage> stages;
+  std::vector<int64_t> accumulated(groups_);
+  for (int64_t index = 0; index < groups_; ++index) {
+    const Group g = group(index);
+    const int64_t slabs_of_this = stages.size();
+    const Work slabs = [=, this](int64_t item, Scratch &scratch) {
+      exact_slab(g, slab(g.begin + item), scratch);
+    };
+    const int64_t free = index < kGroupsAtOnce ? -1 : accumulated[index - kGroupsAtOnce];
+    stages.push_back({g.end - g.begin, slabs, {free, -1}});
+    accumulated[index] = stages.size();
+    const Work add = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
+    stages.push_back({grad_hidden_ ? accumulation_items() : 0,
+                      add,
+                      {slabs_of_this, index ? accumulated[index - 1] : -1}});
   }
+  run_stages(stages);
+}
+
+void LinearRun::exact_slab(const Group &g, const Slab &s, Scratch &scratch) {
+  const Tile t = tile(s, scratch);
+  logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
+    const int64_t token = panel * kPanel;
+    float max[kPanel];
+    transform_tile(t, max, nullptr);
+    hide_targets(s, panel, t.z);
+    TileOutput out{};
+    if (grad_weight_) out = {scratch.by_column + token, by_column_stride_, nullptr, 0};
+    if (grad_hidden_) {
+      out.by_token = g.exponentials + token * by_token_stride_ + (s.index - g.begin) * kSlab;
+      out.token_stride = by_token_stride_;
+    }
+    gradient_tile(t, gradients_, token, out);
+  });
+  if (grad_hidden_) pack_slab_weight(g, s, scratch);
+  if (grad_weight_) write_grad_weight(s, scratch.by_column, scratch);
 }
 
 }  // namespace ds_train

@@ -4,7 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <atomic>
+#include <functional>
 #include <vector>
 
 #include "linear_ce.h"
@@ -51,6 +51,8 @@ class Buffer {
   T *data_ = nullptr;
 };
 
+constexpr int64_t kGroupsAtOnce = 3;
+
 class LinearRun {
  public:
   LinearRun(const LinearCE &call, bool amx);
@@ -64,24 +66,41 @@ class LinearRun {
   struct Slab {
     int64_t index, first, columns, padded;
   };
+  // Neighbouring slabs whose exponentials wait together for the product with W. Three groups are
+  // under way at a time, so that no thread waits for another's last item.
+  struct Group {
+    int64_t index, begin, end;    // slabs
+    float *max, *sum, *shifted, *logit_sum;  // per slab of the group and token
+    float *slab_reference;        // likewise
+    const float *reference_in;    // per token: after the group before the last
+    const float *reference_before;  // after the last group
+    float *reference_out;
+    Bf16 *exponentials;           // [tokens, columns]
+    Bf16 *weight;                 // as B of grad_hidden: [dim panels][columns/2][32][2]
+  };
   struct Entry {  // a label that lies in the vocabulary
     int64_t token;
     int64_t column;
   };
 
   Slab slab(int64_t index) const;
+  Group group(int64_t index) const;
   Tile tile(const Slab &, const Scratch &) const;
-  template <class Work>
-  void each(int64_t items, const Work &work);
-  void begin_gemm() const;
-  void end_gemm() const;
+  using Work = std::function<void(int64_t item, Scratch &)>;
+  struct Stage {
+    int64_t items;
+    Work work;
+    int64_t after[2] = {-1, -1};  // stages that must have ended, earlier in the list
+  };
+  void run_stages(const std::vector<Stage> &);
+  void each(int64_t items, const Work &work) { run_stages({{items, work}}); }
 
   void sort_labels();
   void pack_hidden();
   void allocate();
   void first_pass();
-  void merge_group(int64_t begin, int64_t end, int64_t panel);
-  void raise_row(int64_t begin, int64_t end, int64_t token);
+  void merge_group(const Group &, int64_t panel);
+  void raise_row(const Group &, int64_t token, float reference);
   void finish_rows();
   void finish_row_of(int64_t token);
   void pack_gradient_hidden();
@@ -96,10 +115,12 @@ class LinearRun {
   void targets(const Slab &, int64_t panel, const Visit &visit) const;
   void take_targets(const Slab &, int64_t panel, float *z);
   void hide_targets(const Slab &, int64_t panel, float *z) const;
-  void first_slab(const Slab &, int64_t group_begin, int64_t first_panel, int64_t last_panel, Scratch &);
+  void first_slab(const Group &, const Slab &, int64_t first_panel, int64_t last_panel, Scratch &);
+  void exact_slab(const Group &, const Slab &, Scratch &);
   bool copies(const Slab &) const;
-  void pack_slab_weight(const Slab &, int64_t group_begin, const Scratch &);
-  void add_group_to_grad_hidden(int64_t begin, int64_t end);
+  void pack_slab_weight(const Group &, const Slab &, const Scratch &);
+  int64_t accumulation_items() const;
+  void accumulate(const Group &, int64_t item);
   void write_grad_weight(const Slab &, const Bf16 *by_column, Scratch &);
   float class_weight_of(int64_t column) const;
 
@@ -110,7 +131,7 @@ class LinearRun {
   const bool amx_;
   const int threads_;
   const int64_t tokens_, vocab_, dim_;
-  const int64_t padded_tokens_, padded_dim_, token_panels_, dim_panels_, slabs_, slabs_in_group_;
+  const int64_t padded_tokens_, padded_dim_, token_panels_, dim_panels_, slabs_, slabs_in_group_, groups_;
   const bool hidden_is_near_;  // all of X fits beside a slab in the second cache
   const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
   int64_t kept_slabs_ = 0, by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;
@@ -121,13 +142,13 @@ class LinearRun {
   std::vector<int64_t> slab_entries_;   // where each slab's begin
   Buffer<Bf16> hidden_logits_;          // X as B of the logits: [token panels][dim/2][32][2]
   Buffer<Bf16> hidden_gradient_;        // X as B of grad_weight: [dim panels][tokens/2][32][2]
-  Buffer<Bf16> weight_gradient_;        // W of a group as B of grad_hidden: [dim panels][../2][32][2]
-  Buffer<Bf16> group_;                  // a group's exponentials, [tokens, columns]
+  Buffer<Bf16> group_weight_, group_exponentials_;  // of kGroupsAtOnce groups, see Group
   Buffer<Bf16> kept_;                   // exponentials of the first slabs, [columns, tokens] each
   Buffer<float> accumulated_;           // grad_hidden: [dim panels][tokens][32]
-  Buffer<float> reference_;             // per token: what exponentials are relative to
+  Buffer<float> references_;            // those of kGroupsAtOnce groups, and the first ones
+  const float *reference_ = nullptr;    // per token: what exponentials are relative to in the end
   Buffer<float> slab_reference_;        // per slab and token, if a second pass needs them
-  Buffer<float> slab_max_, slab_sum_, slab_shifted_, slab_logit_sum_;  // per slab of the group
+  Buffer<float> slab_max_, slab_sum_, slab_shifted_, slab_logit_sum_;  // of kGroupsAtOnce groups
   Buffer<float> target_, top_;          // logit of the label; largest logit so far
   Buffer<uint8_t> target_is_first_;     // within its slab
   std::vector<RowStats> stats_;         // max = reference until finish_rows
@@ -139,18 +160,5 @@ class LinearRun {
   Buffer<float> hidden_sum_;            // sum over tokens of their logit_sum_gradient times x
   float logit_sum_gradient_total_ = 0;
 };
-
-// Every item once, by whichever thread is free; items must not depend on one another.
-template <class Work>
-void LinearRun::each(int64_t items, const Work &work) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(items, threads_), 1, [&](int64_t begin, int64_t end) {
-    begin_gemm();
-    for (int64_t task = begin; task < end; ++task)
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;)
-        work(i, scratch_[task]);
-    end_gemm();
-  });
-}
 
 }  // namespace ds_train
