@@ -12,6 +12,7 @@ namespace ds_train {
 
 constexpr int64_t kPanel = 32;
 constexpr int64_t kSlab = 256;
+constexpr int64_t kPanelsStored = 4;  // of a slab's gradient at a time, for longer runs in memory
 
 using Bf16 = uint16_t;
 
@@ -82,9 +83,9 @@ void pack_rows(const Bf16 *x, int64_t stride, int64_t rows, int64_t padded_rows,
 
 void add_scaled(float *out, const Bf16 *x, float factor, int64_t count);  // out += factor x
 void store_bf16(Bf16 *out, const float *x, int64_t count);
-// The first `columns` x `dims` of c [.., 32] to out, rounded; whole lines go past the caches, as
-// nobody reads them soon.
-void store_panel_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims);
+// Panels [columns, 32] of floats, kSlab * 32 apart, side by side to out, rounded: `dims` in all.
+// Whole lines go past the caches, as nobody reads them soon.
+void store_panels_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims);
 void scale_bf16(Bf16 *x, float factor, int64_t count);
 
 }  // namespace ds_train

@@ -107,7 +107,7 @@ void LinearRun::allocate() {
   if (second_pass)
     kept_slabs_ = std::min(slabs_, call_.logits_bytes / (kSlab * by_column_stride_ * 2));
   for (Scratch &s : scratch_) {
-    s.z.make(arena_, kSlab * kPanel);
+    s.z.make(arena_, (grad_weight_ ? kPanelsStored : 1) * kSlab * kPanel);
     s.weight.make(arena_, kSlab * weight_copy_stride_);
     if (grad_weight_ && kept_slabs_ < slabs_) s.by_column.make(arena_, kSlab * by_column_stride_);
   }

@@ -240,13 +240,16 @@ void store_bf16(Bf16 *out, const float *x, int64_t count) {
   }
 }
 
-void store_panel_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims) {
-  const bool lines = dims == kPanel && stride % kPanel == 0 && (uintptr_t)out % 64 == 0;
+void store_panels_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims) {
+  const bool lines = dims % kPanel == 0 && stride % kPanel == 0 && (uintptr_t)out % 64 == 0;
   for (int64_t j = 0; j < columns; ++j, out += stride, c += kPanel)
-    if (lines)
-      _mm512_stream_si512((__m512i *)out, to_bf16(vec::load(c), vec::load(c + 16)));
-    else
-      store_bf16(out, c, dims);
+    for (int64_t d = 0; d < dims; d += kPanel) {
+      const float *line = c + d * kSlab;
+      if (lines)
+        _mm512_stream_si512((__m512i *)(out + d), to_bf16(vec::load(line), vec::load(line + 16)));
+      else
+        store_bf16(out + d, line, dims - d < kPanel ? dims - d : kPanel);
+    }
   _mm_sfence();
 }
 

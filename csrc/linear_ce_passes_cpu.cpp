@@ -112,7 +112,7 @@ LinearRun::Group LinearRun::group(int64_t index) const {
 void LinearRun::first_pass() {
   const bool accumulates = grad_hidden_ && !exact_;
   std::vector<Stage> stages;
-  std::vector<int64_t> merged(groups_), accumulated(groups_);
+  std::vector<int64_t> merged(groups_), ended(groups_);
   const auto add_slabs = [&](int64_t index) {
     if (index >= groups_) return;
     const Group g = group(index);
@@ -129,18 +129,20 @@ void LinearRun::first_pass() {
     stages.push_back({slabs * chunks, work, {index < 2 ? -1 : merged[index - 2], -1}});
   };
   add_slabs(0);
-  int64_t slabs_stage = 0;
+  int64_t next_slabs = 0;
   for (int64_t index = 0; index < groups_; ++index) {
     const Group g = group(index);
-    const int64_t slabs_of_this = slabs_stage;
-    slabs_stage = stages.size();
+    const int64_t slabs_of_this = next_slabs;
+    next_slabs = stages.size();
     add_slabs(index + 1);
     merged[index] = stages.size();
     const Work merge = [=, this](int64_t panel, Scratch &) { merge_group(g, panel); };
-    stages.push_back({token_panels_, merge, {slabs_of_this, index ? accumulated[index - 1] : -1}});
-    accumulated[index] = stages.size();
+    stages.push_back({token_panels_, merge, {slabs_of_this, index ? ended[index - 1] : -1}});
+    ended[index] = merged[index];
+    if (!accumulates) continue;
+    ended[index] = stages.size();
     const Work add = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
-    stages.push_back({accumulates ? accumulation_items() : 0, add, {merged[index], -1}});
+    stages.push_back({accumulation_items(), add, {merged[index], -1}});
   }
   run_stages(stages);
   reference_ = group(groups_ - 1).reference_out;
@@ -309,34 +311,26 @@ void LinearRun::weight_pass() {
 }
 
 void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch &scratch) {
-  const bool as_float = call_.grad_weight_dtype == DS_TRAIN_FP32;
   const auto begin = entries_.begin() + slab_entries_[s.index];
   const auto end = entries_.begin() + slab_entries_[s.index + 1];
-  float *c = scratch.z;
-  const bool next_is_kept = s.index + threads_ < kept_slabs_;
-  const int64_t slab_size = kSlab * by_column_stride_, part = slab_size / dim_panels_;
-  const Bf16 *next = next_is_kept ? by_column + threads_ * slab_size : nullptr;
+  const int64_t panel_size = padded_tokens_ * kPanel, slab_size = kSlab * by_column_stride_;
+  const Bf16 *x = hidden_gradient_;
+  const Bf16 *next = s.index + threads_ < kept_slabs_ ? by_column + threads_ * slab_size : nullptr;
+  const int64_t part = next ? slab_size / dim_panels_ : 0;
   for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
+    float *c = scratch.z + q % kPanelsStored * kSlab * kPanel;
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
-    const Bf16 *x = hidden_gradient_;
-    const int64_t panel_size = padded_tokens_ * kPanel;
     gemm_(s.padded, padded_tokens_, by_column, by_column_stride_, x + q * panel_size, c, false,
           {x + (q + 1) % dim_panels_ * panel_size, hidden_is_near_ ? 0 : panel_size * 2,
-           next ? next + q * part : nullptr, next ? part * 2 : 0});
+           next ? next + q * part : nullptr, part * 2});
     for (auto e = begin; e != end; ++e)
       add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
                  target_gradient_[e->token], dims);
     for (int64_t j = 0; rank_one_ && j < s.columns; ++j)
       for (int64_t d = 0; d < dims; ++d)
         c[j * kPanel + d] += class_weight_of(s.first + j) * hidden_sum_[q * kPanel + d];
-    const int64_t at = s.first * dim_ + q * kPanel;
-    if (!as_float) {
-      store_panel_bf16(static_cast<Bf16 *>(call_.grad_weight) + at, dim_, c, s.columns, dims);
-      continue;
-    }
-    float *out = static_cast<float *>(call_.grad_weight) + at;
-    for (int64_t j = 0; j < s.columns; ++j)
-      std::memcpy(out + j * dim_, c + j * kPanel, dims * sizeof(float));
+    if (q % kPanelsStored == kPanelsStored - 1 || q + 1 == dim_panels_)
+      store_grad_weight(s, q / kPanelsStored * kPanelsStored, scratch.z);
   }
   if (!call_.grad_bias) return;
   float *bias = call_.grad_bias + s.first;
@@ -347,6 +341,21 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
     bias[j] += class_weight_of(s.first + j) * logit_sum_gradient_total_;
 }
 
+// The panels from q on that stand in c, at most kPanelsStored of them.
+void LinearRun::store_grad_weight(const Slab &s, int64_t q, const float *c) {
+  const int64_t dims = std::min(kPanelsStored * kPanel, dim_ - q * kPanel);
+  const int64_t at = s.first * dim_ + q * kPanel;
+  if (call_.grad_weight_dtype == DS_TRAIN_BF16) {
+    store_panels_bf16(static_cast<Bf16 *>(call_.grad_weight) + at, dim_, c, s.columns, dims);
+    return;
+  }
+  float *out = static_cast<float *>(call_.grad_weight) + at;
+  for (int64_t j = 0; j < s.columns; ++j)
+    for (int64_t d = 0; d < dims; d += kPanel)
+      std::memcpy(out + j * dim_ + d, c + (d * kSlab + j * kPanel),
+                  std::min(kPanel, dims - d) * sizeof(float));
+}
+
 // Gradients that need each logit itself: once more over the vocabulary with the final statistics.
 void LinearRun::exact_pass() {
   const float *of = token_gradients_;
@@ -354,20 +363,27 @@ void LinearRun::exact_pass() {
   gradients_ = {of, of + n, of + 2 * n, of + 3 * n, of + 4 * n, of + 5 * n};
   if (grad_weight_) pack_gradient_hidden();
   std::vector<Stage> stages;
-  std::vector<int64_t> accumulated(groups_);
-  for (int64_t index = 0; index < groups_; ++index) {
+  std::vector<int64_t> slab_stage(groups_), accumulated(groups_);
+  const auto add_slabs = [&](int64_t index) {
+    if (index >= groups_) return;
     const Group g = group(index);
-    const int64_t slabs_of_this = stages.size();
-    const Work slabs = [=, this](int64_t item, Scratch &scratch) {
+    const int64_t free = index < kGroupsAtOnce ? -1 : accumulated[index - kGroupsAtOnce];
+    const Work work = [=, this](int64_t item, Scratch &scratch) {
       exact_slab(g, slab(g.begin + item), scratch);
     };
-    const int64_t free = index < kGroupsAtOnce ? -1 : accumulated[index - kGroupsAtOnce];
-    stages.push_back({g.end - g.begin, slabs, {free, -1}});
+    slab_stage[index] = stages.size();
+    stages.push_back({g.end - g.begin, work, {grad_hidden_ ? free : -1, -1}});
+  };
+  add_slabs(0);
+  for (int64_t index = 0; index < groups_; ++index) {
+    add_slabs(index + 1);
+    if (!grad_hidden_) continue;
+    const Group g = group(index);
     accumulated[index] = stages.size();
-    const Work add = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
-    stages.push_back({grad_hidden_ ? accumulation_items() : 0,
-                      add,
-                      {slabs_of_this, index ? accumulated[index - 1] : -1}});
+    const Work work = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
+    stages.push_back({accumulation_items(),
+                      work,
+                      {slab_stage[index], index ? accumulated[index - 1] : -1}});
   }
   run_stages(stages);
 }

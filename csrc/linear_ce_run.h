@@ -122,6 +122,7 @@ class LinearRun {
   int64_t accumulation_items() const;
   void accumulate(const Group &, int64_t item);
   void write_grad_weight(const Slab &, const Bf16 *by_column, Scratch &);
+  void store_grad_weight(const Slab &, int64_t first_panel, const float *c);
   float class_weight_of(int64_t column) const;
 
   const LinearCE &call_;
