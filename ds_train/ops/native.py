@@ -29,9 +29,8 @@ from ds_train.ops.structs import (
 from ds_train.ops.toolchain import Kind, local_arch
 
 DEFAULT_LOGITS_BYTES = 16 << 20
-"""Of the CPU's buffer for logits where nobody says otherwise. On two cores with AMX, bf16, 1 to 32 MiB
-took the same time to a tenth (vocabularies of 32,768 to 128,256): what isn't kept is cheap to make
-again."""
+"""Of the CPU's buffer for logits where nobody says otherwise. On two cores with AMX, in bf16, 1 to
+32 MiB took the same time to a tenth: what isn't kept is cheap to make again."""
 
 _lock = threading.Lock()
 _loaded: dict[tuple[Kind, str | None], ctypes.CDLL | BuildError] = {}
