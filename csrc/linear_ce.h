@@ -54,9 +54,9 @@ struct Tile {
 // logit (not below kLowest) and, if wanted, the weighted sum of logits.
 void transform_tile(const Tile &, float *max, float *logit_sum);
 
-// e = exp(z - reference), rounded to bf16 and written out (times the cap's slope). `reference` comes
-// in as the reference so far and goes out raised to the tile's maximum if that is far above. Per
-// token: the sum of e and, if wanted, of e (z - reference).
+// e = exp(z - reference), rounded to bf16 and written out (times the cap's slope). `reference`
+// comes in as the reference so far and goes out raised to the tile's maximum if that is far above.
+// Per token: the sum of e and, if wanted, of e (z - reference).
 void exponentiate_tile(const Tile &, const float *max, float *reference, float *sum,
                        float *shifted, const TileOutput &);
 
@@ -76,8 +76,8 @@ void sum_columns(const Bf16 *by_column, int64_t columns, int64_t column_stride, 
 
 // B = x^T for the logits: out [dims/2][32 tokens][2], tokens and dims beyond the end zero.
 void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out);
-// B = rows of x for the gradients: out [rows/2][32 dims][2], each row times its coefficient if given;
-// `rows` and `dims` are what is there, `padded_rows` what is written.
+// B = rows of x for the gradients: out [rows/2][32 dims][2], each row times its coefficient if
+// given; `rows` and `dims` are what is there, `padded_rows` what is written.
 void pack_rows(const Bf16 *x, int64_t stride, int64_t rows, int64_t padded_rows, int64_t dims,
                const float *coefficient, Bf16 *out);
 

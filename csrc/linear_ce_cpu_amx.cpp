@@ -63,8 +63,10 @@ void amx_gemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, f
         _tile_stream_loadd(5, a1 + i, lda * 2);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        for (int64_t line = 0; line < b_lines; ++line, next_b += 64) _mm_prefetch(next_b, _MM_HINT_T1);
-        for (int64_t line = 0; line < a_lines; ++line, next_a += 64) _mm_prefetch(next_a, _MM_HINT_T1);
+        for (int64_t line = 0; line < b_lines; ++line, next_b += 64)
+          _mm_prefetch(next_b, _MM_HINT_T1);
+        for (int64_t line = 0; line < a_lines; ++line, next_a += 64)
+          _mm_prefetch(next_a, _MM_HINT_T1);
       }
       _tile_stored(0, c0, 128);
       _tile_stored(1, c0 + 16, 128);

@@ -1,5 +1,5 @@
-// One call of the fused linear kernel: its sizes, its buffers, and its steps. Internal to
-// linear_ce_cpu.cpp (the way through) and linear_ce_passes_cpu.cpp (the passes over the vocabulary).
+// One call of the fused linear kernel: its sizes, its buffers, and its steps. Internal to the files
+// linear_ce_*_cpu.cpp; the way through is in linear_ce_cpu.cpp.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -109,8 +109,8 @@ class LinearRun {
   void write_grad_hidden();
 
   const Bf16 *slab_weight(const Slab &, Scratch &) const;
-  template <class Use>
-  void logits(const Slab &, int64_t first_panel, int64_t last_panel, Scratch &, const Use &use);
+  void logits(const Slab &, int64_t first_panel, int64_t last_panel, Scratch &,
+              const std::function<void(int64_t panel)> &use);
   template <class Visit>
   void targets(const Slab &, int64_t panel, const Visit &visit) const;
   void take_targets(const Slab &, int64_t panel, float *z);
@@ -132,7 +132,8 @@ class LinearRun {
   const bool amx_;
   const int threads_;
   const int64_t tokens_, vocab_, dim_;
-  const int64_t padded_tokens_, padded_dim_, token_panels_, dim_panels_, slabs_, slabs_in_group_, groups_;
+  const int64_t padded_tokens_, padded_dim_, token_panels_, dim_panels_;
+  const int64_t slabs_, slabs_in_group_, groups_;
   const bool hidden_is_near_;  // all of X fits beside a slab in the second cache
   const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
   int64_t kept_slabs_ = 0, by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;

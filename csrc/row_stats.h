@@ -13,7 +13,7 @@ static constexpr float kLowest = -3.0e38f;
 // Sums run over all columns but the label's, relative to exp(max).
 struct RowStats {
   float max, others, others_shifted;  // others_shifted: sum of exp(z - max) (z - max)
-  float target;                       // logit of the label; NaN until seen, hence where it's invalid
+  float target;                       // logit of the label; NaN until seen, so also where invalid
   float logit_sum;
   bool target_is_first;  // no column before the label's has a logit as large
   // Made by finish_row:

@@ -1,0 +1,93 @@
+// How the fused linear kernel packs, scales and stores in bf16, with AVX-512.
+// flags(x86_64): -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma
+#if defined(__x86_64__)
+#include "linear_ce_avx512.h"
+
+namespace ds_train {
+
+void scale_columns(Bf16 *x, int64_t columns, int64_t stride, int64_t tokens, const float *factor) {
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t t = 0; t < tokens; t += 16)
+      vec::to_bf16(x + j * stride + t, vec::from_bf16(x + j * stride + t) * vec::load(factor + t));
+}
+
+void sum_columns(const Bf16 *x, int64_t columns, int64_t stride, int64_t tokens,
+                 const float *coefficient, float *out) {
+  for (int64_t j = 0; j < columns; ++j) {
+    F total{};
+    for (int64_t t = 0; t < tokens; t += 16)
+      total += vec::from_bf16(x + j * stride + t) *
+               (coefficient ? vec::load(coefficient + t) : vec::set(1.0f));
+    out[j] = vec::sum(total);
+  }
+}
+
+void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out) {
+  const int64_t padded = (dims + 31) / 32 * 32;
+  for (int64_t t = 0; t < kPanel; ++t)
+    for (int64_t k = 0; k < padded; ++k) {
+      const bool inside = t < tokens && k < dims;
+      out[(k / 2 * kPanel + t) * 2 + k % 2] = inside ? x[t * stride + k] : 0;
+    }
+}
+
+void pack_rows(const Bf16 *x, int64_t stride, int64_t rows, int64_t padded_rows, int64_t dims,
+               const float *coefficient, Bf16 *out) {
+  const __mmask16 low = dims >= 16 ? 0xffff : (1u << dims) - 1;
+  const __mmask16 high = dims >= 32 ? 0xffff : dims > 16 ? (1u << (dims - 16)) - 1 : 0;
+  for (int64_t i = 0; i < padded_rows; i += 2, out += 2 * kPanel) {
+    for (int half = 0; half < 2; ++half) {
+      __m512i row[2];
+      for (int r = 0; r < 2; ++r) {
+        const __mmask16 mask = i + r >= rows ? 0 : half ? high : low;
+        const Bf16 *p = mask ? x + (i + r) * stride + 16 * half : x;
+        const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+        row[r] = _mm512_slli_epi32(bits, 16);
+        if (coefficient && mask)
+          row[r] = (__m512i)((F)row[r] * coefficient[i + r]);
+      }
+      __m512i pair = coefficient
+                         ? interleave(to_bf16((F)row[0], (F)row[1]))
+                         : _mm512_or_si512(_mm512_srli_epi32(row[0], 16), row[1]);
+      _mm512_storeu_si512(out + half * kPanel, pair);
+    }
+  }
+}
+
+void add_scaled(float *out, const Bf16 *x, float factor, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = count - i >= 16 ? 0xffff : (1u << (count - i)) - 1;
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x + i));
+    const F v = (F)_mm512_slli_epi32(bits, 16) * factor + (F)_mm512_maskz_loadu_ps(mask, out + i);
+    _mm512_mask_storeu_ps(out + i, mask, (__m512)v);
+  }
+}
+
+void store_bf16(Bf16 *out, const float *x, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = count - i >= 16 ? 0xffff : (1u << (count - i)) - 1;
+    const __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
+    _mm256_mask_storeu_epi16(out + i, mask, (__m256i)_mm512_cvtneps_pbh(v));
+  }
+}
+
+void store_panels_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims) {
+  const bool lines = dims % kPanel == 0 && stride % kPanel == 0 && (uintptr_t)out % 64 == 0;
+  for (int64_t j = 0; j < columns; ++j, out += stride, c += kPanel)
+    for (int64_t d = 0; d < dims; d += kPanel) {
+      const float *line = c + d * kSlab;
+      if (lines)
+        _mm512_stream_si512((__m512i *)(out + d), to_bf16(vec::load(line), vec::load(line + 16)));
+      else
+        store_bf16(out + d, line, dims - d < kPanel ? dims - d : kPanel);
+    }
+  _mm_sfence();
+}
+
+void scale_bf16(Bf16 *x, float factor, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16)
+    vec::to_bf16(x + i, vec::from_bf16(x + i) * factor);
+}
+
+}  // namespace ds_train
+#endif

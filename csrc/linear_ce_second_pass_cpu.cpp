@@ -1,0 +1,162 @@
+// The passes of the fused linear kernel that need the final statistics: grad_weight, grad_bias, and
+// gradients that need each logit itself.
+#if defined(__x86_64__)
+#include <cstring>
+
+#include "linear_ce_run.h"
+
+namespace ds_train {
+
+// X with its coefficients as B of grad_weight; the sum of x for the gradient of the sum of logits.
+void LinearRun::pack_gradient_hidden() {
+  hidden_gradient_.make(arena_, padded_tokens_ * padded_dim_);
+  if (rank_one_) hidden_sum_.make(arena_, padded_dim_, true);
+  each(dim_panels_, [&](int64_t q, Scratch &) {
+    const Bf16 *x = hidden_ + q * kPanel;
+    const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
+    pack_rows(x, call_.hidden_stride, tokens_, padded_tokens_, dims,
+              exact_ ? nullptr : static_cast<const float *>(coefficient_),
+              hidden_gradient_ + q * padded_tokens_ * kPanel);
+    for (int64_t t = 0; rank_one_ && t < tokens_; ++t)
+      add_scaled(hidden_sum_ + q * kPanel, x + t * call_.hidden_stride, logit_sum_gradient_[t],
+                 dims);
+  });
+  for (int64_t t = 0; rank_one_ && t < tokens_; ++t)
+    logit_sum_gradient_total_ += logit_sum_gradient_[t];
+}
+
+void LinearRun::weight_pass() {
+  const int64_t size = call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2;
+  if (tokens_ == 0) {
+    if (call_.grad_weight) std::memset(call_.grad_weight, 0, vocab_ * dim_ * size);
+    if (call_.grad_bias) std::memset(call_.grad_bias, 0, vocab_ * sizeof(float));
+    return;
+  }
+  if (call_.grad_weight)
+    prefer_huge_pages(call_.grad_weight, vocab_ * dim_ * size);
+  pack_gradient_hidden();
+  each(slabs_, [&](int64_t index, Scratch &scratch) {
+    const Slab s = slab(index);
+    if (index >= kept_slabs_) {
+      const Tile t = tile(s, scratch);
+      logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
+        float max[kPanel], reference[kPanel], sum[kPanel];
+        transform_tile(t, max, nullptr);
+        hide_targets(s, panel, t.z);
+        std::memcpy(reference, reference_ + panel * kPanel, sizeof reference);
+        exponentiate_tile(t, max, reference, sum, nullptr,
+                          {scratch.by_column + panel * kPanel, by_column_stride_, nullptr, 0});
+      });
+      write_grad_weight(s, scratch.by_column, scratch);
+      return;
+    }
+    Bf16 *kept = kept_ + index * kSlab * by_column_stride_;
+    float *factor = slab_reference_ + index * padded_tokens_;
+    if (std::memcmp(factor, reference_, padded_tokens_ * sizeof(float)) != 0) {
+      for (int64_t t = 0; t < padded_tokens_; ++t)
+        factor[t] = factor[t] == reference_[t] ? 1.0f : expf(factor[t] - reference_[t]);
+      scale_columns(kept, s.padded, by_column_stride_, padded_tokens_, factor);
+    }
+    write_grad_weight(s, kept, scratch);
+  });
+}
+
+void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch &scratch) {
+  const auto begin = entries_.begin() + slab_entries_[s.index];
+  const auto end = entries_.begin() + slab_entries_[s.index + 1];
+  const int64_t panel_size = padded_tokens_ * kPanel, slab_size = kSlab * by_column_stride_;
+  const Bf16 *x = hidden_gradient_;
+  const Bf16 *next = s.index + threads_ < kept_slabs_ ? by_column + threads_ * slab_size : nullptr;
+  const int64_t part = next ? slab_size / dim_panels_ : 0;
+  for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
+    float *c = scratch.z + q % kPanelsStored * kSlab * kPanel;
+    const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
+    gemm_(s.padded, padded_tokens_, by_column, by_column_stride_, x + q * panel_size, c, false,
+          {x + (q + 1) % dim_panels_ * panel_size, hidden_is_near_ ? 0 : panel_size * 2,
+           next ? next + q * part : nullptr, part * 2});
+    for (auto e = begin; e != end; ++e)
+      add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
+                 target_gradient_[e->token], dims);
+    for (int64_t j = 0; rank_one_ && j < s.columns; ++j)
+      for (int64_t d = 0; d < dims; ++d)
+        c[j * kPanel + d] += class_weight_of(s.first + j) * hidden_sum_[q * kPanel + d];
+    if (q % kPanelsStored == kPanelsStored - 1 || q + 1 == dim_panels_)
+      store_grad_weight(s, q / kPanelsStored * kPanelsStored, scratch.z);
+  }
+  if (!call_.grad_bias) return;
+  float *bias = call_.grad_bias + s.first;
+  sum_columns(by_column, s.columns, by_column_stride_, padded_tokens_,
+              exact_ ? nullptr : static_cast<const float *>(coefficient_), bias);
+  for (auto e = begin; e != end; ++e) bias[e->column] += target_gradient_[e->token];
+  for (int64_t j = 0; rank_one_ && j < s.columns; ++j)
+    bias[j] += class_weight_of(s.first + j) * logit_sum_gradient_total_;
+}
+
+// The panels from q on that stand in c, at most kPanelsStored of them.
+void LinearRun::store_grad_weight(const Slab &s, int64_t q, const float *c) {
+  const int64_t dims = std::min(kPanelsStored * kPanel, dim_ - q * kPanel);
+  const int64_t at = s.first * dim_ + q * kPanel;
+  if (call_.grad_weight_dtype == DS_TRAIN_BF16) {
+    store_panels_bf16(static_cast<Bf16 *>(call_.grad_weight) + at, dim_, c, s.columns, dims);
+    return;
+  }
+  float *out = static_cast<float *>(call_.grad_weight) + at;
+  for (int64_t j = 0; j < s.columns; ++j)
+    for (int64_t d = 0; d < dims; d += kPanel)
+      std::memcpy(out + j * dim_ + d, c + (d * kSlab + j * kPanel),
+                  std::min(kPanel, dims - d) * sizeof(float));
+}
+
+// Gradients that need each logit itself: once more over the vocabulary with the final statistics.
+void LinearRun::exact_pass() {
+  const float *of = token_gradients_;
+  const int64_t n = padded_tokens_;
+  gradients_ = {of, of + n, of + 2 * n, of + 3 * n, of + 4 * n, of + 5 * n};
+  if (grad_weight_) pack_gradient_hidden();
+  std::vector<Stage> stages;
+  std::vector<int64_t> slab_stage(groups_), accumulated(groups_);
+  const auto add_slabs = [&](int64_t index) {
+    if (index >= groups_) return;
+    const Group g = group(index);
+    const int64_t free = index < kGroupsAtOnce ? -1 : accumulated[index - kGroupsAtOnce];
+    const Work work = [=, this](int64_t item, Scratch &scratch) {
+      exact_slab(g, slab(g.begin + item), scratch);
+    };
+    slab_stage[index] = stages.size();
+    stages.push_back({g.end - g.begin, work, {grad_hidden_ ? free : -1, -1}});
+  };
+  add_slabs(0);
+  for (int64_t index = 0; index < groups_; ++index) {
+    add_slabs(index + 1);
+    if (!grad_hidden_) continue;
+    const Group g = group(index);
+    accumulated[index] = stages.size();
+    const Work work = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
+    stages.push_back({accumulation_items(),
+                      work,
+                      {slab_stage[index], index ? accumulated[index - 1] : -1}});
+  }
+  run_stages(stages);
+}
+
+void LinearRun::exact_slab(const Group &g, const Slab &s, Scratch &scratch) {
+  const Tile t = tile(s, scratch);
+  logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
+    const int64_t token = panel * kPanel;
+    float max[kPanel];
+    transform_tile(t, max, nullptr);
+    hide_targets(s, panel, t.z);
+    TileOutput out{};
+    if (grad_weight_) out = {scratch.by_column + token, by_column_stride_, nullptr, 0};
+    if (grad_hidden_) {
+      out.by_token = g.exponentials + token * by_token_stride_ + (s.index - g.begin) * kSlab;
+      out.token_stride = by_token_stride_;
+    }
+    gradient_tile(t, gradients_, token, out);
+  });
+  if (grad_hidden_) pack_slab_weight(g, s, scratch);
+  if (grad_weight_) write_grad_weight(s, scratch.by_column, scratch);
+}
+
+}  // namespace ds_train
+#endif
