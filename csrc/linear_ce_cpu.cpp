@@ -40,7 +40,7 @@ int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step;
 // A row stride whose multiples don't all fall on the same lines of the cache.
 int64_t spread(int64_t stride) { return stride % 256 == 0 ? stride + 32 : stride; }
 
-constexpr int64_t kGroup = 512;  // columns whose exponentials wait for the product with W
+constexpr int64_t kGroup = 1024;  // columns whose exponentials wait for the product with W
 
 }  // namespace
 
