@@ -22,8 +22,8 @@ char *kept_block = nullptr;
 
 size_t round_up(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
 
-}  // namespace
-
+// Only for the block that stays: measured on a virtual machine, large pages that come and go cost
+// more than they save, as the host takes them back in between. A hint; no matter if it's refused.
 void prefer_huge_pages(void *data, size_t bytes) {
 #if defined(__linux__)
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
@@ -36,11 +36,12 @@ void prefer_huge_pages(void *data, size_t bytes) {
 #endif
 }
 
+}  // namespace
+
 Arena::Block Arena::new_block(size_t bytes) {
   const size_t size = round_up(bytes, kHugePage);
   char *data = static_cast<char *>(std::aligned_alloc(kHugePage, size));
   if (!data) throw std::bad_alloc();
-  prefer_huge_pages(data, size);
   return {data, size, 0};
 }
 
@@ -48,7 +49,10 @@ Arena::Arena() {
   has_kept_ = kept_owner.try_lock();
   if (!has_kept_) return;
   try {
-    if (!kept_block) kept_block = new_block(kKeptBytes).data;
+    if (!kept_block) {
+      kept_block = new_block(kKeptBytes).data;
+      prefer_huge_pages(kept_block, kKeptBytes);
+    }
     blocks_.push_back({kept_block, kKeptBytes, 0});
   } catch (...) {
     kept_owner.unlock();

@@ -12,9 +12,6 @@
 
 namespace ds_train {
 
-// Where memory is new, one fault for 2 MiB instead of 512; a hint, whose refusal changes nothing.
-void prefer_huge_pages(void *data, size_t bytes);
-
 // Working memory of one call, handed out piece by piece and given back as a whole. Up to
 // kKeptBytes stay with the process for the next call, as new pages cost more than they hold.
 class Arena {

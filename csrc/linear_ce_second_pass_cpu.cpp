@@ -26,14 +26,12 @@ void LinearRun::pack_gradient_hidden() {
 }
 
 void LinearRun::weight_pass() {
-  const int64_t size = call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2;
   if (tokens_ == 0) {
+    const int64_t size = call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2;
     if (call_.grad_weight) std::memset(call_.grad_weight, 0, vocab_ * dim_ * size);
     if (call_.grad_bias) std::memset(call_.grad_bias, 0, vocab_ * sizeof(float));
     return;
   }
-  if (call_.grad_weight)
-    prefer_huge_pages(call_.grad_weight, vocab_ * dim_ * size);
   pack_gradient_hidden();
   each(slabs_, [&](int64_t index, Scratch &scratch) {
     const Slab s = slab(index);
