@@ -60,22 +60,14 @@ def linear_cross_entropy_sum(
     name, _ = choose(implementation, hidden.device, hidden.dtype)
     check_values(hidden, weight, labels, ignore_index, class_weight, token_weights)
     rows = SupervisedRows(labels, ignore_index, num_supervised)
-    problem = Problem(
-        hidden=rows.take(hidden),
-        weight=weight,
-        labels=rows.take(labels),
-        bias=bias,
-        class_weight=class_weight,
-        logit_scale=logit_scale,
-        softcap=softcap,
-    )
+    problem = _problem(rows, hidden, weight, labels, bias, class_weight, softcap, logit_scale)
     terms = Terms(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         num_classes=weight.shape[0],
+        labels=problem.labels,
+        class_weight=class_weight,
         token_weight=None if token_weights is None else rows.take(token_weights),
-        target_weight=_target_weight(class_weight, problem.labels),
-        class_weight_sum=weight.shape[0] if class_weight is None else class_weight.sum(),
     )
     wanted = Wanted(
         hidden=grad_hidden,
@@ -92,8 +84,8 @@ def linear_cross_entropy_sum(
     none = like.new_empty(0)
     return (
         rows.checked(loss),
-        rows.put(result.logprob) if statistics else none,
-        rows.put(result.logsumexp) if statistics else none.clone(),
+        _put(rows, result.logprob if statistics else None, none),
+        _put(rows, result.logsumexp if statistics else None, none),
         _put(rows, result.entropy, none),
         _put(rows, result.correct, none.bool()),
         *_gradients(rows, result, hidden, weight),
@@ -163,15 +155,7 @@ def token_statistics(
     """
     check_values(hidden, weight, labels, ignore_index, class_weight, None)
     rows = SupervisedRows(labels, ignore_index, num_supervised)
-    problem = Problem(
-        hidden=rows.take(hidden),
-        weight=weight,
-        labels=rows.take(labels),
-        bias=bias,
-        class_weight=class_weight,
-        logit_scale=logit_scale,
-        softcap=softcap,
-    )
+    problem = _problem(rows, hidden, weight, labels, bias, class_weight, softcap, logit_scale)
     name, _ = choose(implementation, hidden.device, hidden.dtype)
     wanted = Wanted(logit_sum=logit_sum, entropy=entropy, correct=correct)
     result = compute_with(name)(problem, None, wanted, chunk_bytes)
@@ -221,15 +205,7 @@ def token_statistics_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden [n, d], weight [v, d] and bias [v] from those of the statistics [n]."""
     rows = SupervisedRows(labels, ignore_index, num_supervised)
-    problem = Problem(
-        hidden=rows.take(hidden),
-        weight=weight,
-        labels=rows.take(labels),
-        bias=bias,
-        class_weight=class_weight,
-        logit_scale=logit_scale,
-        softcap=softcap,
-    )
+    problem = _problem(rows, hidden, weight, labels, bias, class_weight, softcap, logit_scale)
     upstream = Upstream(
         logprob=rows.take_optional(grad_logprob),
         logsumexp=rows.take_optional(grad_logsumexp),
@@ -300,12 +276,26 @@ def _wide(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
-def _target_weight(class_weight: Tensor | None, labels: Tensor) -> Tensor | None:
-    """Class weight of each label; NaN where the class does not exist."""
-    if class_weight is None:
-        return None
-    valid = (labels >= 0) & (labels < len(class_weight))
-    return torch.where(valid, class_weight[labels.clamp(0, len(class_weight) - 1)], torch.nan)
+def _problem(
+    rows: SupervisedRows,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+) -> Problem:
+    """What an implementation is given: the supervised rows."""
+    return Problem(
+        hidden=rows.take(hidden),
+        weight=weight,
+        labels=rows.take(labels),
+        bias=bias,
+        class_weight=class_weight,
+        logit_scale=logit_scale,
+        softcap=softcap,
+    )
 
 
 def _put(rows: SupervisedRows, values: Tensor | None, none: Tensor) -> Tensor:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from functools import cache, partial
+from functools import cache
 from typing import Literal, get_args
 
 import torch
 
 from ds_train.ops import native
-from ds_train.ops.problem import Compute, Problem, Result, Upstream, Wanted, empty_result
+from ds_train.ops.problem import (
+    Compute,
+    Problem,
+    Result,
+    RowKernel,
+    Upstream,
+    Wanted,
+    empty_result,
+)
 from ds_train.ops.row_loop import compute_in_chunks
 from ds_train.ops.torch_rows import torch_rows
 
 Implementation = Literal["auto", "reference", "chunked", "cpu", "cuda"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
-# one logit in its own dtype, and z, exp and a product of both in fp32 beside it
-_TORCH_BYTES_BESIDE = 3 * 4
+_ROW_KERNELS: dict[str, tuple[RowKernel, int]] = {
+    # z, exp and a product of both in fp32
+    "chunked": (torch_rows, 3 * 4),
+    "cpu": (native.cpu_rows, 0),
+    "cuda": (native.cuda_rows, 0),
+}
+"""By implementation: the row kernel, and its bytes for each logit beside the logit itself."""
 
 
 def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
@@ -65,16 +78,25 @@ def _warn_once(missing: str) -> None:
 
 def compute_with(name: str) -> Compute:
     """The function of an implementation that was chosen; without rows there is nothing to run."""
-    compute: Compute = {"chunked": _chunked, "cpu": _cpu, "cuda": _cuda}[name]
 
-    def compute_rows(
+    def compute(
         problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
     ) -> Result:
         if len(problem.labels) == 0:
             return _no_rows(problem, wanted)
-        return compute(problem, upstream, wanted, chunk_bytes)
+        if name == "cpu" and native.cpu_gemms(problem.hidden.dtype):
+            return native.cpu_linear_ce(problem, upstream, wanted, chunk_bytes)
+        row_kernel, bytes_beside = _ROW_KERNELS[name]
+        return compute_in_chunks(
+            problem,
+            upstream,
+            wanted,
+            chunk_bytes,
+            row_kernel=row_kernel,
+            bytes_per_logit=problem.hidden.element_size() + bytes_beside,
+        )
 
-    return compute_rows
+    return compute
 
 
 def _no_rows(problem: Problem, wanted: Wanted) -> Result:
@@ -87,29 +109,3 @@ def _no_rows(problem: Problem, wanted: Wanted) -> Result:
     if wanted.bias:
         result.grad_bias = result.logprob.new_zeros(problem.weight.shape[0])
     return result
-
-
-def _chunked(
-    problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
-) -> Result:
-    size = problem.hidden.element_size() + _TORCH_BYTES_BESIDE
-    loop = partial(compute_in_chunks, row_kernel=torch_rows, bytes_per_logit=size)
-    return loop(problem, upstream, wanted, chunk_bytes)
-
-
-def _cuda(
-    problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
-) -> Result:
-    size = problem.hidden.element_size()
-    loop = partial(compute_in_chunks, row_kernel=native.cuda_rows, bytes_per_logit=size)
-    return loop(problem, upstream, wanted, chunk_bytes)
-
-
-def _cpu(
-    problem: Problem, upstream: Upstream | None, wanted: Wanted, chunk_bytes: int | None
-) -> Result:
-    if native.cpu_gemms(problem.hidden.dtype):
-        return native.cpu_linear_ce(problem, upstream, wanted, chunk_bytes)
-    size = problem.hidden.element_size()
-    loop = partial(compute_in_chunks, row_kernel=native.cpu_rows, bytes_per_logit=size)
-    return loop(problem, upstream, wanted, chunk_bytes)

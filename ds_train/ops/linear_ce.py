@@ -16,7 +16,7 @@ from ds_train.ops.fused import linear_cross_entropy_sum, token_statistics
 from ds_train.ops.implementations import Implementation
 from ds_train.ops.reference import IGNORE, reference_logits, reference_losses
 from ds_train.ops.rows import SupervisedRows, check_values
-from ds_train.ops.terms import Terms
+from ds_train.ops.terms import Terms, label_weights
 
 Reduction = Literal["sum", "mean", "none"]
 
@@ -165,9 +165,9 @@ def _per_token(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         num_classes=a.weight.shape[0],
+        labels=a.labels,
+        class_weight=a.class_weight,
         token_weight=a.token_weights,
-        target_weight=_label_weights(a),
-        class_weight_sum=a.weight.shape[0] if a.class_weight is None else a.class_weight.sum(),
     )
     # of ignored rows every statistic is 0, and so is every term
     losses = terms.losses(logprob, logsumexp, logit_sum)
@@ -202,19 +202,12 @@ def _reference(a: Arguments, label_smoothing: float, z_loss: float) -> tuple[Ten
     return rows.checked(rows.put(losses)), stats
 
 
-def _label_weights(a: Arguments) -> Tensor | None:
-    """Class weight of each label [n], of ignored ones too, where it does not matter."""
-    if a.class_weight is None:
-        return None
-    return a.class_weight[a.labels.clamp(0, len(a.class_weight) - 1)]
-
-
 def _denominator(a: Arguments) -> Tensor:
     """Sum of the weights of supervised tokens []; 1 where there is none, for a loss of 0."""
     weights = (a.labels != a.ignore_index).to(torch.float32)
     if a.token_weights is not None:
         weights = weights * a.token_weights
-    if (of_labels := _label_weights(a)) is not None:
+    if (of_labels := label_weights(a.class_weight, a.labels)) is not None:
         weights = weights * of_labels
     total = weights.sum()
     return torch.where(total > 0, total, 1.0)
