@@ -16,3 +16,7 @@ class EvaluateConfig(Section):
 
     max_rows: Count | None = None
     """Evaluate on the first so many rows only."""
+
+    rank_classification: bool = False
+    """Score the candidate answers of data.validation: the share of examples where the right one is
+    the most likely."""

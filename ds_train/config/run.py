@@ -11,6 +11,7 @@ from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.data import DataConfig
 from ds_train.config.engine import EngineConfig
 from ds_train.config.evaluate import EvaluateConfig
+from ds_train.config.fewshot import FewshotConfig
 from ds_train.config.model import ModelConfig
 from ds_train.config.report import ReportConfig
 from ds_train.config.train import TrainConfig
@@ -33,6 +34,9 @@ class RunConfig(Section):
 
     curriculum: CurriculumConfig | None = None
     """In which order."""
+
+    fewshot: FewshotConfig | None = None
+    """From how few examples."""
 
     train: TrainConfig
     """How long, how fast."""
