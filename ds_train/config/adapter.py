@@ -32,10 +32,11 @@ class AdapterConfig(Section):
     """Dropout on the input of the adapter."""
 
     target_modules: str | list[str] | None = None
-    """`all-linear`, a list of module names, or one regex; PEFT's default for IA3 when left out."""
+    """`all-linear`, a list of module names, or one regex. Left out: all linear layers for LoRA; keys,
+    values and the second feed-forward layers for IA3."""
 
     feedforward_modules: list[str] | None = None
-    """IA3: which of the target modules scale their input rather than their output."""
+    """IA3: target modules that scale their input, not their output; found by name if left out."""
 
     exclude_modules: str | list[str] | None = None
     """Module names or a regex that are never adapted."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ds_train.config.adapter import AdapterConfig
 from ds_train.errors import ConfigError, ModelError, quoted, reason
+from ds_train.model.ia3 import choose_ia3
 from ds_train.model.write import save_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -60,7 +61,7 @@ def choose_trainable(
         return _continue_adapter(model, config.path)
     try:
         adapted = get_peft_model(
-            model, _peft_config(config, base, tokenizer or base), autocast_adapter_dtype=False
+            model, _peft_config(model, config, base, tokenizer), autocast_adapter_dtype=False
         )
     except ValueError as error:
         if "not found in the base model" not in str(error):
@@ -135,7 +136,9 @@ def _linear_names(model: nn.Module) -> list[str]:
     return sorted(names - {"lm_head"})  # refused as a target by plan/rules.py
 
 
-def _peft_config(config: AdapterConfig, base: str, tokenizer: str) -> PeftConfig:
+def _peft_config(
+    model: nn.Module, config: AdapterConfig, base: str, tokenizer: str | None
+) -> PeftConfig:
     common: dict[str, Any] = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     if config.method == "lora":
         return LoraConfig(
@@ -152,9 +155,10 @@ def _peft_config(config: AdapterConfig, base: str, tokenizer: str) -> PeftConfig
             **common,
         )
     if config.method == "ia3":
+        targets = choose_ia3(model, config)
         return IA3Config(
-            target_modules=config.target_modules,
-            feedforward_modules=config.feedforward_modules,
+            target_modules=targets.target_modules,
+            feedforward_modules=targets.feedforward_modules,
             exclude_modules=config.exclude_modules,
             modules_to_save=config.modules_to_save or None,
             **common,
@@ -167,7 +171,7 @@ def _peft_config(config: AdapterConfig, base: str, tokenizer: str) -> PeftConfig
     return PromptTuningConfig(
         prompt_tuning_init=PromptTuningInit.TEXT,
         prompt_tuning_init_text=config.prompt_init_text,
-        tokenizer_name_or_path=tokenizer,
+        tokenizer_name_or_path=tokenizer or base,
         **common,
     )
 

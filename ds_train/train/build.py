@@ -25,6 +25,7 @@ from ds_train.model.adapter import (
 from ds_train.model.check import load_architecture
 from ds_train.model.files import weight_files
 from ds_train.model.head import LanguageModel
+from ds_train.model.ia3 import choose_ia3
 from ds_train.model.integrity import check_integrity
 from ds_train.model.load import load_model
 
@@ -62,6 +63,8 @@ def build_model(
     attention = model.config.get_text_config()._attn_implementation or ""
     if untied := untied_modules(model, config.adapter):
         say(f"adapter: {', '.join(untied)} trains as a copy of its own, no longer tied")
+    if config.adapter.method == "ia3" and config.adapter.path is None:
+        say(f"adapter: IA3 {choose_ia3(model, config.adapter).remark}")
     adapted = choose_trainable(
         model,
         config.adapter,
