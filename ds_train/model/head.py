@@ -14,14 +14,14 @@ to a loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from ds_train.ops import TokenStats, linear_cross_entropy
+from ds_train.ops import TokenStats, linear_cross_entropy, linear_logprobs
 from ds_train.ops.implementations import Implementation, choose
 from ds_train.ops.reference import IGNORE, cap_logits, reference_losses
 
@@ -34,6 +34,9 @@ class LogitTransform:
     scale: float = 1.0
 
 
+Wanted = Literal["loss_sum", "token_losses", "logprobs"]
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a forward pass shall return in place of logits."""
@@ -42,8 +45,9 @@ class Asked:
     """[b, t], IGNORE where nothing is learned"""
     num_supervised: int | None
     """how many labels are not IGNORE, if the host knows"""
-    per_token: bool
-    """each token's loss, and whether its argmax is right; otherwise the sum of the losses"""
+    wanted: Wanted
+    """the sum of the losses; each token's loss, and whether its argmax is right; or each token's
+    log-probability, which losses of another kind are made of"""
 
 
 class LossHead:
@@ -112,17 +116,25 @@ class LossHead:
         )
 
     def _fused_loss(self, hidden: Tensor, weight: Tensor, asked: Asked) -> Tensor:
+        common: dict[str, Any] = {
+            "bias": self._plain().bias,
+            "softcap": self.transform.softcap,
+            "logit_scale": self.transform.scale,
+            "num_supervised": asked.num_supervised,
+            "implementation": self.implementation,
+        }
+        if asked.wanted == "logprobs":
+            logprobs = linear_logprobs(hidden, weight, asked.labels, **common)
+            assert isinstance(logprobs, Tensor)
+            return logprobs.unsqueeze(-1)
+        per_token = asked.wanted == "token_losses"
         result = linear_cross_entropy(
             hidden,
             weight,
             asked.labels,
-            bias=self._plain().bias,
-            reduction="none" if asked.per_token else "sum",
-            softcap=self.transform.softcap,
-            logit_scale=self.transform.scale,
-            num_supervised=asked.num_supervised,
-            return_stats=asked.per_token,
-            implementation=self.implementation,
+            reduction="none" if per_token else "sum",
+            return_stats=per_token,
+            **common,
         )
         if not isinstance(result, tuple):
             return result.view(1, 1, 1)
@@ -139,11 +151,13 @@ class LossHead:
             self._project(hidden[supervised]), self.transform.softcap, self.transform.scale
         )
         losses = reference_losses(logits.float(), labels)
-        if not asked.per_token:
+        if asked.wanted == "loss_sum":
             return losses.sum().view(1, 1, 1)
+        all_losses = losses.new_zeros(supervised.shape).masked_scatter(supervised, losses)
+        if asked.wanted == "logprobs":
+            return -all_losses.unsqueeze(-1)
         right = logits.argmax(dim=-1) == labels
         self.correct = torch.zeros_like(supervised).masked_scatter(supervised, right)
-        all_losses = losses.new_zeros(supervised.shape).masked_scatter(supervised, losses)
         return all_losses.unsqueeze(-1)
 
 
@@ -189,25 +203,29 @@ class LanguageModel(nn.Module):
         position_ids: Tensor | None = None,
         num_supervised: int | None = None,
         per_token: bool = False,
+        logprobs: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Sum of losses over supervised positions; or each position's loss and rightness.
+        """Sum of losses over supervised positions; or each position's loss, or log-probability.
 
         Args:
             input_ids: [b, t]; labels: [b, t], already shifted, IGNORE where nothing is learned.
             position_ids: [b, t], from 0 again at each document of a packed row; the attention
                 mask is made from it. None where PEFT numbers positions itself (virtual tokens).
             num_supervised: how many labels are not IGNORE, so that no GPU has to be asked.
-            per_token: for evaluation.
+            per_token: for evaluation; logprobs: for losses that are made of them.
 
         Returns:
-            (loss_sum [] fp32, None), or `per_token` (losses [b, t] fp32, zero where ignored,
-            correct [b, t] bool: the argmax is the label).
+            (loss_sum [] fp32, None); or `per_token` (losses [b, t] fp32, zero where ignored,
+            correct [b, t] bool: the argmax is the label); or `logprobs` ([b, t] fp32, zero where
+            ignored; None).
         """
-        self.head.asked = Asked(labels, num_supervised, per_token)
+        wanted: Wanted = "token_losses" if per_token else "logprobs" if logprobs else "loss_sum"
+        self.head.asked = Asked(labels, num_supervised, wanted)
         try:
             output = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         finally:
             self.head.asked = None
-        if per_token:
-            return output.logits[..., 0], self.head.correct
-        return output.logits.sum(), None
+        if wanted == "loss_sum":
+            return output.logits.sum(), None
+        correct, self.head.correct = self.head.correct, None
+        return output.logits[..., 0], correct

@@ -59,7 +59,14 @@ def test_loss_gradient_and_logits_equal_the_models_own(
     loss_sum, _ = wrapped(ids, labels)
     loss_sum.backward()
     assert loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
+    logprobs, none = wrapped(ids, labels, logprobs=True)
+    again = torch.autograd.grad(-logprobs.sum(), list(wrapped.parameters()), allow_unused=True)
+    for (name, parameter), gradient in zip(wrapped.named_parameters(), again, strict=True):
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradient, parameter.grad, rtol=2e-4, atol=1e-5, msg=name)
     losses, correct = wrapped(ids, labels, per_token=True)
+    assert none is None
+    torch.testing.assert_close(logprobs, -losses, rtol=1e-5, atol=1e-6)
     assert losses.sum().item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(correct, (logits.argmax(-1) == labels) & (labels != IGNORE))
     for name, parameter in wrapped.model.named_parameters():
