@@ -24,7 +24,8 @@ import torch
 
 from ds_train.data.mix import Ints
 from ds_train.data.pack import pack_rows, single_rows
-from ds_train.data.pieces import row_pieces, row_samples, row_tokens
+from ds_train.data.parts import is_parts, part_documents
+from ds_train.data.pieces import row_parts, row_pieces, row_tokens
 from ds_train.data.share import share_of_rank
 from ds_train.data.store import TokenStore
 from ds_train.ops.reference import IGNORE
@@ -44,7 +45,7 @@ class Batch:
     position_ids: torch.Tensor | None
     """int64 [rows, length], restarting at every document; None where a model takes none."""
     sample_ids: Ints
-    """Every sample of the batch, row after row (stays on the host)."""
+    """Every sample of the batch that is learned from, row after row (stays on the host)."""
     sample_tokens: Ints
     """Tokens of each of these, or of the piece of it that the row holds."""
     num_rows: int
@@ -90,33 +91,42 @@ def collate(
     input_ids = np.full((*sizes, width), pad_token_id, dtype=np.int64)
     labels = np.full((*sizes, width), IGNORE, dtype=np.int64)
     position_ids = np.empty((*sizes, width), dtype=np.int64)
-    sample_tokens = []
     start = 0
     for number, row in enumerate(rows):
         line = 0 if flatten else number
         start = start if flatten else 0
-        for sample, first, end, goes_on in row_pieces(store, row):
-            # int64 before IGNORE comes near: stored ids are unsigned and would wrap it around
-            last = end + 1 if goes_on else end
-            ids, mask = store.tokens(sample)[first:last].astype(np.int64), store.mask(sample)
-            stop = start + end - first
-            input_ids[line, start:stop] = ids[: end - first]
-            learned = np.where(mask[first + 1 : last], ids[1:], IGNORE)
+        for ids, learned in _documents(store, row):
+            stop = start + len(ids)
+            input_ids[line, start:stop] = ids
             labels[line, start : start + len(learned)] = learned
-            position_ids[line, start:stop] = np.arange(end - first)
-            sample_tokens.append(end - first)
+            position_ids[line, start:stop] = np.arange(len(ids))
             start = stop
         if not flatten or start == 0:
             position_ids[line, start:] = np.arange(width - start)
+    none = np.empty(0, dtype=np.int64)
+    shown = [row_parts(store, row) for row in rows]
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(labels),
         torch.from_numpy(position_ids) if with_positions else None,
-        sample_ids=np.concatenate([np.empty(0, dtype=np.int64), *map(row_samples, rows)]),
-        sample_tokens=np.array(sample_tokens, dtype=np.int64),
+        sample_ids=np.concatenate([none, *(samples for samples, _ in shown)]),
+        sample_tokens=np.concatenate([none, *(tokens for _, tokens in shown)]),
         num_rows=len(rows),
         num_supervised=int((labels != IGNORE).sum()),
     )
+
+
+def _documents(store: TokenStore, row: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """(ids [length], labels [length or one less]) of each stretch whose positions run on."""
+    if is_parts(row):
+        for ids, learned in part_documents(store, row):
+            yield ids, np.where(learned[1:], ids[1:], IGNORE)
+        return
+    for sample, first, end, goes_on in row_pieces(store, row):
+        # int64 before IGNORE comes near: stored ids are unsigned and would wrap it around
+        last = end + 1 if goes_on else end
+        ids, mask = store.tokens(sample)[first:last].astype(np.int64), store.mask(sample)
+        yield ids[: end - first], np.where(mask[first + 1 : last], ids[1:], IGNORE)
 
 
 def step_batches(
@@ -166,17 +176,21 @@ def eval_batches(
     max_rows: int | None = None,
     flatten: bool = False,
     with_positions: bool = True,
+    rows: Sequence[Ints] | None = None,
 ) -> Iterator[Batch]:
     """One rank's batches over a whole store in the store's order; as many on every rank.
 
     `max_rows` takes the first so many rows. Empty rows fill the last round, without labels.
+    `rows` replaces the store's samples, packed or one a row, by rows made by somebody else.
     """
-    samples = np.arange(len(store.lengths), dtype=np.int64)
-    if packing:
-        offsets, samples = pack_rows(samples, store.lengths, max_length)
-    else:
-        offsets, samples = single_rows(samples)
-    rows = [samples[start:stop] for start, stop in pairwise(offsets)][:max_rows]
+    if rows is None:
+        samples = np.arange(len(store.lengths), dtype=np.int64)
+        if packing:
+            offsets, samples = pack_rows(samples, store.lengths, max_length)
+        else:
+            offsets, samples = single_rows(samples)
+        rows = [samples[start:stop] for start, stop in pairwise(offsets)]
+    rows = list(rows[:max_rows])
     per_round = dp_size * micro_batch_size
     rows += [np.empty(0, dtype=np.int64)] * (-len(rows) % per_round)
     shares = share_of_rank(

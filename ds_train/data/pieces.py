@@ -26,18 +26,23 @@ from ds_train.config.data import DataConfig
 from ds_train.data.epochs import BlockRows, Drawn, running_sum
 from ds_train.data.mix import Ints
 from ds_train.data.pack import pack_rows, single_rows
+from ds_train.data.parts import is_parts, learned_samples
 from ds_train.data.store import TokenStore
 
 Mode = Literal["reshape", "truncate", "window"]
 
 
-def row_samples(row: Ints) -> Ints:
-    """Samples of a row, [n]; one that is cut comes once for each piece."""
-    return row if row.ndim == 1 else row[:, 0]
+def row_parts(store: TokenStore, row: Ints) -> tuple[Ints, Ints]:
+    """([n], [n]) samples of a row that are learned from, or pieces of them, and their tokens."""
+    if is_parts(row):
+        return learned_samples(row)
+    if row.ndim == 1:
+        return row, store.lengths[row].astype(np.int64)
+    return row[:, 0], row[:, 2] - row[:, 1]
 
 
 def row_tokens(store: TokenStore, row: Ints) -> int:
-    """Tokens of a row."""
+    """Tokens of a row of any kind."""
     return int(store.lengths[row].sum() if row.ndim == 1 else (row[:, 2] - row[:, 1]).sum())
 
 

@@ -17,7 +17,7 @@ from ds_train.data.epochs import BlockRows, Drawn, rows_of_samples
 from ds_train.data.pieces import (
     Cut,
     cut_samples,
-    row_samples,
+    row_parts,
     row_tokens,
     rows_of_pieces,
     with_windows,
@@ -183,11 +183,13 @@ def test_truncation_and_windows_say_what_they_do(
         assert int(real.max()) < width
 
 
-def test_row_samples_of_both_kinds() -> None:
-    assert row_samples(np.array([3, 4])).tolist() == [3, 4]
-    assert row_samples(np.array([[3, 0, 2], [3, 2, 4]])).tolist() == [3, 3]
+def test_samples_and_tokens_of_both_kinds() -> None:
+    four = store_of_lengths([3, 3, 3, 4, 5])
+    assert [one.tolist() for one in row_parts(four, np.array([3, 4]))] == [[3, 4], [4, 5]]
+    pieces = np.array([[3, 0, 2], [3, 2, 3]])
+    assert [one.tolist() for one in row_parts(four, pieces)] == [[3, 3], [2, 1]]
     empty = np.empty(0, np.int64)
-    assert row_tokens(NINE, empty) == 0 and row_samples(empty).size == 0
+    assert row_tokens(NINE, empty) == 0 and row_parts(NINE, empty)[0].size == 0
 
 
 def test_rows_of_one_packed_block_hold_each_piece_once() -> None:
