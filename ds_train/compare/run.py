@@ -8,7 +8,6 @@ The same command goes on where it was stopped: finished runs are read, half ones
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,29 +18,28 @@ from ds_train.compare.check import check_inputs
 from ds_train.compare.children import LOG, Children, Outcome
 from ds_train.compare.devices import Slot, make_slots, usable_cores
 from ds_train.compare.measure import EVALUATION
+from ds_train.compare.report import Report, write_report
 from ds_train.compare.results import (
     RunResult,
     is_measured,
     is_trained,
     read_result,
 )
-from ds_train.compare.summary import ArmSummary, best_rates, summarise
-from ds_train.compare.table import as_json, markdown
-from ds_train.config.compare import CompareConfig
 from ds_train.config.load import dump_recipe
 from ds_train.errors import DsTrainError, RunFailed
 from ds_train.launch.command import free_port
 from ds_train.launch.world import visible_gpus
 from ds_train.paths import replace_text
 from ds_train.plan.launch import LAUNCH_RECIPE
-from ds_train.report.plot import Curve, plot_compare
 from ds_train.units import format_seconds
 
 Say = Callable[[str], object]
 
 
-def run_comparison(comparison: Comparison, say: Say = print) -> int:
+def run_comparison(comparison: Comparison, say: Say = print, report: Report = write_report) -> int:
     """Run a comparison to its end; returns the exit code: 1 where a run failed, else 0.
+
+    `report` writes what it came to.
 
     Raises InputError for whatever can be found before the first run, with every fault.
     """
@@ -50,14 +48,16 @@ def run_comparison(comparison: Comparison, say: Say = print) -> int:
     parallel = comparison.compare.parallel
     slots = make_slots(worlds, parallel, len(comparison.runs), gpus, usable_cores())
     check_inputs(comparison, say)
-    return Course(comparison, slots, say).run()
+    return Course(comparison, slots, say, report).run()
 
 
 class Course:
     """A comparison that goes on: what is finished, what failed, how long it takes."""
 
-    def __init__(self, comparison: Comparison, slots: Sequence[Slot], say: Say) -> None:
-        self.comparison, self.slots, self._say = comparison, slots, say
+    def __init__(
+        self, comparison: Comparison, slots: Sequence[Slot], say: Say, report: Report
+    ) -> None:
+        self.comparison, self.slots, self._say, self._report = comparison, slots, say, report
         self.compare = comparison.compare
         self._ports: set[int] = set()
         self._results: dict[str, RunResult] = {}
@@ -169,15 +169,8 @@ class Course:
         ]
         if not results:
             raise RunFailed(f"all {len(self._failed)} runs failed; see their logs.")
-        arms = summarise(results, self.compare, best_rates(results, self.compare))
-        text = markdown(arms, self.compare, results, self._failed)
-        folder = self.comparison.folder
-        replace_text(folder / "compare.md", text)
-        numbers = as_json(arms, self.compare, results, self._failed)
-        replace_text(folder / "compare.json", json.dumps(numbers, indent=1) + "\n")
-        self._say(f"\n{text}")
-        draw(folder / "compare.png", arms, self.compare, self._say)
-        self._say(f"table, numbers and runs lie in {folder}")
+        self._report(self.comparison, results, self._failed, self._say)
+        self._say(f"table, numbers and runs lie in {self.comparison.folder}")
         return 1 if self._failed else 0
 
 
@@ -195,18 +188,3 @@ def measure_command(spec: RunSpec, *, every_checkpoint: bool) -> list[str]:
     """`ds-train evaluate` of one run's checkpoint, or of all."""
     command = [sys.executable, "-m", "ds_train.compare.measure", str(spec.paths.root)]
     return [*command, "--every-checkpoint"] if every_checkpoint else command
-
-
-def draw(path: Path, arms: Sequence[ArmSummary], compare: CompareConfig, say: Say) -> None:
-    """The picture: primary metric over tokens of each arm, and each seed's final value."""
-    primary = compare.metrics[0]
-    curves = {
-        arm.arm: [
-            Curve([p.tokens for p in run.curve], [p.value for p in run.curve])
-            for run in arm.runs
-            if len(run.curve) > 1
-        ]
-        for arm in arms
-    }
-    finals = {arm.arm: {run.seed: run.values[primary] for run in arm.runs} for arm in arms}
-    plot_compare(path, curves, finals, metric=primary, say=say)
