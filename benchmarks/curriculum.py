@@ -95,6 +95,7 @@ def open_data(folder: Path) -> tuple[Any, Any]:
     store = TokenStore(
         lengths=lengths,
         supervised=lengths,
+        num_bytes=lengths,
         sources=np.memmap(folder / "sources.bin", np.int16, mode="r"),
         hashes=none,
         ordinals=none,

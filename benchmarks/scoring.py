@@ -73,6 +73,7 @@ def repeated(store: TokenStore, folder: Path) -> TokenStore:
     chunk = SampleChunk.of(
         [store.tokens(index) for index in chosen],
         [store.mask(index).copy() for index in chosen],
+        [np.zeros(len(store.tokens(index)), np.int32) for index in chosen],  # no metric reads them
         store.sources.tolist(),
         store.ordinals.tolist(),
     )

@@ -14,13 +14,17 @@ def make_store(
     masks: Sequence[Sequence[int]] | None = None,
     sources: Sequence[int] | None = None,
 ) -> TokenStore:
-    """Store of these samples; without masks every token but the first is supervised."""
+    """Store of these samples; without masks every token but the first is supervised.
+
+    Each token stands for two bytes of text.
+    """
     if masks is None:
         masks = [[0] + [1] * (len(one) - 1) for one in ids]
     lengths = np.array([len(one) for one in ids], np.int32)
     return TokenStore(
         lengths=lengths,
         supervised=np.array([sum(mask) for mask in masks], np.int32),
+        num_bytes=np.array([2 * sum(mask) for mask in masks], np.int32),
         sources=np.array([0] * len(ids) if sources is None else sources, np.int16),
         hashes=np.arange(len(ids), dtype=np.uint64),
         ordinals=np.arange(len(ids)),

@@ -95,42 +95,57 @@ class TextEncoder:
         else:
             pairs, boundary = self._encode_fast(samples)
         return [
-            self._close(sample, ids, mask, straddling)
-            for sample, (ids, mask), straddling in zip(samples, pairs, boundary, strict=True)
+            self._close(sample, *parts, straddling)
+            for sample, parts, straddling in zip(samples, pairs, boundary, strict=True)
         ]
 
     def _encode_fast(
         self, samples: Sequence[Rendered]
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[int]]:
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], list[int]]:
         texts = [sample.text for sample in samples]
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         ids = [np.array(encoding.ids, np.int64) for encoding in encodings]
         offsets = [np.array(one.offsets, np.int64).reshape(-1, 2) for one in encodings]
         lengths = [len(text) for text in texts]
         masks, straddling = map_spans(offsets, lengths, [sample.spans for sample in samples])
-        return list(zip(ids, masks, strict=True)), straddling
+        num_bytes = map(bytes_of_tokens, texts, offsets)
+        return list(zip(ids, masks, num_bytes, strict=True)), straddling
 
-    def _encode_slow(self, sample: Rendered) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenised in pieces that end where a learned span begins or ends."""
+    def _encode_slow(self, sample: Rendered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokenised in pieces that end where a learned span begins or ends.
+
+        Which characters of a piece a token stands for is not known; its bytes are dealt evenly.
+        """
         edges = sorted({0, len(sample.text), *(edge for span in sample.spans for edge in span)})
         ids: list[int] = []
         mask: list[bool] = []
+        num_bytes = [np.zeros(0, np.int32)]
         for start, end in itertools.pairwise(edges):
             piece = self.slow.encode(sample.text[start:end], add_special_tokens=False)
             ids += piece
             mask += [any(a <= start < b for a, b in sample.spans)] * len(piece)
-        return np.array(ids, np.int64), np.array(mask, bool)
+            size = len(sample.text[start:end].encode("utf-8", "surrogatepass"))
+            shares = np.arange(len(piece) + 1) * size // max(len(piece), 1)
+            num_bytes.append(np.diff(shares).astype(np.int32))
+        return np.array(ids, np.int64), np.array(mask, bool), np.concatenate(num_bytes)
 
     def _close(
-        self, sample: Rendered, ids: np.ndarray, mask: np.ndarray, straddling: int
+        self,
+        sample: Rendered,
+        ids: np.ndarray,
+        mask: np.ndarray,
+        num_bytes: np.ndarray,
+        straddling: int,
     ) -> TokenRow:
         """Puts BOS before and EOS after, where they belong and are not there yet."""
         if self.bos_id is not None and (len(ids) == 0 or ids[0] != self.bos_id):
             ids, mask = np.append(self.bos_id, ids), np.append(False, mask)
+            num_bytes = np.append(np.int32(0), num_bytes)
         if sample.append_eos and ids[-1:].tolist() != [self.eos_id]:
             learned = bool(sample.spans) and sample.spans[-1][1] == len(sample.text)
             ids, mask = np.append(ids, self.eos_id), np.append(mask, learned)
-        return TokenRow(ids, mask, straddling)
+            num_bytes = np.append(num_bytes, np.int32(0))
+        return TokenRow(ids, mask, straddling, num_bytes)
 
 
 def _bare_backend(tokenizer: Any) -> Any:
@@ -144,6 +159,24 @@ def _bare_backend(tokenizer: Any) -> Any:
     backend.no_padding()
     backend.post_processor = None
     return backend
+
+
+def bytes_of_tokens(text: str, offsets: np.ndarray) -> np.ndarray:
+    """int32 [num_tokens]: UTF-8 bytes of a text that each token is the first to reach.
+
+    offsets: int64 [num_tokens, 2] characters [start, end). Several tokens that make up one
+    character (byte-level tokenizers) share its bytes: the first of them has them all. What no token
+    stands for (spaces that a tokenizer drops) counts for the token after it, at the end of the text
+    for the last one, so that the sum over all tokens is always the size of the text.
+    """
+    if not len(offsets):
+        return np.zeros(0, np.int32)
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    bytes_before = np.concatenate([[0], np.cumsum(sizes)])
+    reached = np.maximum.accumulate(bytes_before[offsets[:, 1]])
+    reached[-1] = bytes_before[-1]
+    return np.diff(reached, prepend=0).astype(np.int32)
 
 
 def map_spans(

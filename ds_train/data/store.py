@@ -8,6 +8,7 @@ whole store or none, and of several writers the first to rename wins.
     mask.bin        uint8  [num_tokens]            1 where the token is a supervised target
     lengths.bin     int32  [N]                     tokens of each sample
     supervised.bin  int32  [N]                     supervised tokens of each sample
+    num_bytes.bin   int32  [N]                     UTF-8 bytes of the text of these
     sources.bin     int16  [N]                     index of the source
     hashes.bin      uint64 [N]                     content of the sample (ids and mask)
     ordinals.bin    int64  [N]                     row number in its source, from 0
@@ -32,11 +33,12 @@ import numpy as np
 
 from ds_train.errors import DataError
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 META_NAME = "meta.json"
 _SAMPLE_DTYPES = {
     "lengths": "<i4",
     "supervised": "<i4",
+    "num_bytes": "<i4",
     "sources": "<i2",
     "hashes": "<u8",
     "ordinals": "<i8",
@@ -51,6 +53,7 @@ class SampleChunk:
     mask: np.ndarray
     lengths: np.ndarray
     supervised: np.ndarray
+    num_bytes: np.ndarray
     sources: np.ndarray
     hashes: np.ndarray
     ordinals: np.ndarray
@@ -60,10 +63,14 @@ class SampleChunk:
         cls,
         ids: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
+        num_bytes: Sequence[np.ndarray],
         sources: Sequence[int],
         ordinals: Sequence[int],
     ) -> SampleChunk:
-        """Chunk of samples given one by one; the mask of each first token is cleared."""
+        """Chunk of samples given one by one; the mask of each first token is cleared.
+
+        num_bytes: of each token of each sample; those of supervised tokens are added up.
+        """
         for mask in masks:
             mask[:1] = False
         empty = [np.zeros(0, np.uint32)]
@@ -73,6 +80,10 @@ class SampleChunk:
             mask=np.concatenate([np.zeros(0, np.uint8), *masks]).astype(np.uint8),
             lengths=np.array([len(one) for one in ids], np.int32),
             supervised=np.array([np.count_nonzero(mask) for mask in masks], np.int32),
+            num_bytes=np.array(
+                [one[mask.astype(bool)].sum() for one, mask in zip(num_bytes, masks, strict=True)],
+                np.int32,
+            ),
             hashes=np.array([sample_hash(*pair) for pair in pairs], np.uint64),
             sources=np.array(sources, np.int16),
             ordinals=np.array(ordinals, np.int64),
@@ -225,6 +236,8 @@ class TokenStore:
     """int32 [N]: tokens of each sample."""
     supervised: np.ndarray
     """int32 [N]: tokens of each sample that are supervised targets."""
+    num_bytes: np.ndarray
+    """int32 [N]: UTF-8 bytes of the text that these targets stand for."""
     sources: np.ndarray
     """int16 [N]: index of the source."""
     hashes: np.ndarray

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from ds_train.config.data import LossOn, OverLength
 from ds_train.data.chat import render_sample
+from ds_train.data.columns import RowFormat
 from ds_train.data.encode import TextEncoder
-from ds_train.data.formats import RowFormat, convert
+from ds_train.data.formats import convert
 from ds_train.data.read import Row
 from ds_train.data.sources import Source
 from ds_train.data.store import SampleChunk, StoreWriter
@@ -91,8 +92,14 @@ class Tokeniser:
             pieces += kept
             ordinals += [row.ordinal] * len(kept)
         sources = [source_index] * len(pieces)
-        ids, masks = [one.ids for one in pieces], [one.mask for one in pieces]
-        return Result(source_index, SampleChunk.of(ids, masks, sources, ordinals), counts)
+        chunk = SampleChunk.of(
+            [one.ids for one in pieces],
+            [one.mask for one in pieces],
+            [one.num_bytes for one in pieces],
+            sources,
+            ordinals,
+        )
+        return Result(source_index, chunk, counts)
 
     def _fit(
         self, plan: SourcePlan, row: Row, whole: TokenRow, counts: Counter[str]
@@ -117,12 +124,11 @@ class Tokeniser:
         if plan.over_length == "truncate":
             counts["truncated"] += 1
             counts["dropped_tokens"] += length - limit
-            return [TokenRow(whole.ids[:limit], whole.mask[:limit], 0)]
+            return [whole.part(slice(limit))]
         starts = range(0, length - 1, limit - 1)
         counts["split"] += 1
         counts["split_pieces"] += len(starts)
-        cuts = [slice(start, start + limit) for start in starts]
-        return [TokenRow(whole.ids[cut], whole.mask[cut].copy(), 0) for cut in cuts]
+        return [whole.part(slice(start, start + limit)) for start in starts]
 
     def _count_unknown(self, rows: Iterable[TokenRow]) -> int:
         unknown = self.job.encoder.unk_id

@@ -70,3 +70,10 @@ class TokenRow:
     mask: np.ndarray
     boundary_tokens: int
     """Learned tokens that begin before what is learned: the prompt alone is cut differently."""
+    num_bytes: np.ndarray
+    """int32 [len]: UTF-8 bytes of the text that each token stands for; those of all tokens are the
+    text's. BOS and EOS, which are put around it, have none."""
+
+    def part(self, cut: slice) -> TokenRow:
+        """Some of its tokens, as a row of their own."""
+        return TokenRow(self.ids[cut], self.mask[cut].copy(), 0, self.num_bytes[cut])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toy_tokenizers import toy_tokenizer
+from toy_tokenizers import FAMILIES, toy_tokenizer
 from transformers import ByT5Tokenizer
 
 from ds_train.config.model import ModelConfig
-from ds_train.data.encode import TextEncoder, map_spans, open_tokenizer
+from ds_train.data.encode import TextEncoder, bytes_of_tokens, map_spans, open_tokenizer
 from ds_train.data.types import Rendered
 from ds_train.errors import ModelError
 
@@ -53,6 +53,34 @@ def test_texts_do_not_touch_one_another() -> None:
     assert counts == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("text", "offsets", "num_bytes"),
+    [
+        ("ab cd", EXACT, [2, 1, 2]),
+        ("ab cd", TRIMMED, [2, 1, 2]),
+        ("ab cd", [[0, 2], [3, 5]], [2, 3]),  # the space is nobody's: it counts for what follows
+        ("ab cd ", [[0, 2], [2, 5]], [2, 4]),  # at the end, for the last token
+        ("é🙂", [[0, 1], [0, 1], [1, 2], [1, 2], [1, 2], [1, 2]], [2, 0, 4, 0, 0, 0]),
+        ("日本", [[0, 2]], [6]),
+        ("", np.zeros((0, 2), np.int64), []),
+    ],
+)
+def test_bytes_of_tokens(text: str, offsets: list[list[int]], num_bytes: list[int]) -> None:
+    assert bytes_of_tokens(text, np.array(offsets)).tolist() == num_bytes
+    assert sum(num_bytes) == len(text.encode())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_all_tokens_are_those_of_the_text(family: str) -> None:
+    text = "Grüße aus Köln, 日本語  naïve 🙂 and 12 + 30 = 42"
+    start = text.index("日")
+    encoder = TextEncoder.of(toy_tokenizer(family))
+    row = encoder.encode([Rendered(text, ((start, len(text)),), append_eos=True)])[0]
+    assert row.num_bytes.sum() == len(text.encode()) and len(row.num_bytes) == len(row.ids)
+    assert row.num_bytes[0] == row.num_bytes[-1] == 0  # BOS and EOS
+    assert row.num_bytes[row.mask].sum() >= len(text[start:].encode())
+
+
 def test_a_slow_tokenizer_is_taken_piece_by_piece() -> None:
     tokenizer = ByT5Tokenizer()
     assert not tokenizer.is_fast
@@ -61,6 +89,8 @@ def test_a_slow_tokenizer_is_taken_piece_by_piece() -> None:
     assert tokenizer.decode(row.ids) == "Qä: é!</s>"
     assert tokenizer.decode(row.ids[row.mask]) == "é!</s>"
     assert row.ids.tolist().count(tokenizer.eos_token_id) == 1 and row.boundary_tokens == 0
+    assert row.num_bytes[row.mask].sum() == len("é!".encode())
+    assert row.num_bytes.sum() == len("Qä: é!".encode())
 
 
 def test_settings_stored_in_the_tokenizer_do_not_cut_or_pad() -> None:

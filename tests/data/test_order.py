@@ -139,6 +139,7 @@ def test_a_million_samples_are_planned_in_seconds() -> None:
     many = type(store)(
         lengths=lengths,
         supervised=lengths // 2,
+        num_bytes=lengths,
         sources=generator.integers(0, 3, 1_000_000).astype(np.int16),
         **{
             name: getattr(store, name)

@@ -17,6 +17,7 @@ def _chunk(ids: list[list[int]], masks: list[list[int]], first: int = 0) -> Samp
     return SampleChunk.of(
         [np.array(one) for one in ids],
         [np.array(one, bool) for one in masks],
+        [10 + np.array(one) for one in ids],
         [0] * len(ids),
         range(first, first + len(ids)),
     )
@@ -35,6 +36,7 @@ def test_samples_come_back_with_the_first_mask_cleared(tmp_path: Path) -> None:
     store = TokenStore.open(tmp_path / "store")
     assert store.num_samples == 3 and store.num_tokens == 8 and store.num_supervised == 3
     assert store.lengths.tolist() == [3, 2, 3] and store.supervised.tolist() == [1, 1, 1]
+    assert store.num_bytes.tolist() == [16, 17, 16]  # of supervised tokens: id + 10 each
     assert store.ordinals.tolist() == [0, 1, 2] and store.sources.tolist() == [0, 0, 0]
     assert store.tokens(1).tolist() == [1, 7] and store.tokens(2).tolist() == [1, 5, 6]
     assert store.mask(0).tolist() == [False, False, True] and store.mask(0).dtype == bool
