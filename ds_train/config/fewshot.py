@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ds_train.config.base import Count, Natural, Section
 
@@ -22,8 +22,9 @@ class SubsetConfig(Section):
     k: Count
     """Examples of each class (or source) that are trained on."""
 
-    seed: Natural = 0
-    """Another seed draws other examples; under one seed the smaller k lies within the larger."""
+    seed: Natural | None = None
+    """Another seed draws other examples; under one seed the smaller k lies within the larger.
+    train.seed when left out, so that every seed of a comparison draws its own."""
 
     per: Literal["class", "source"] = "class"
     """What k counts: the examples of each class of a source, or of the source as a whole."""
@@ -35,11 +36,17 @@ class SubsetConfig(Section):
 class EpisodesConfig(Section):
     """Rows of k demonstrations and a query of the same task; the sources are the tasks."""
 
-    k: Count = 4
-    """Demonstrations before each query."""
+    k: Natural = 4
+    """Demonstrations before each query; 0 is plain training on the tasks, the control."""
+
+    shots: list[Natural] | None = None
+    """Numbers of demonstrations with which data.validation is evaluated; 0 and k when left out."""
 
     order: Literal["random", "balanced"] = "random"
     """Drawn from all examples of the task, or from its classes in turn."""
+
+    label_overlap: bool = True
+    """A demonstration may have the query's answer."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Tasks are drawn in proportion to examples ** (1 / temperature); 1 keeps their sizes."""
@@ -56,8 +63,23 @@ class EpisodesConfig(Section):
     separator: str = "\n\n"
     """Text between the examples of an episode."""
 
+    answer_separator: str = "\n"
+    """`channel`: text between the answer and the input that follows it."""
+
     held_out: list[str] = []
-    """Sources that are only evaluated on; none of them may be trained on."""
+    """Sources that are only evaluated on; nothing of them may stand in another source."""
+
+    @property
+    def measured_shots(self) -> list[int]:
+        """Numbers of demonstrations to evaluate with, ascending; the last is the run's own."""
+        return sorted(set([0, self.k] if self.shots is None else self.shots))
+
+    @field_validator("shots")
+    @classmethod
+    def _check_shots(cls, shots: list[int] | None) -> list[int] | None:
+        if shots == []:
+            raise ValueError("is empty; name at least one number of demonstrations, e.g. [0, 4]")
+        return shots
 
 
 class LossesConfig(Section):
