@@ -188,6 +188,11 @@ class Engine:
             per_token=per_token,
         )
 
+    def label_losses(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """`LanguageModel.forward` itself, per token: for evaluation with inputs of another form."""
+        losses, correct = self._engine(*args, per_token=True, **kwargs)
+        return losses, correct
+
     def accumulate(self) -> AbstractContextManager[None]:
         """Around all backwards of one step: reduces gradients once, at the end, if coalescing."""
         return self._engine.coalesce_grad_reduction() if self._coalesce else nullcontext()

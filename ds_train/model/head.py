@@ -48,6 +48,8 @@ class Asked:
     wanted: Wanted
     """the sum of the losses; each token's loss, and whether its argmax is right; or each token's
     log-probability, which losses of another kind are made of"""
+    at: tuple[Tensor, Tensor] | None = None
+    """rows and columns (negative: from the right end) [n] of labels that are [1, n] then"""
 
 
 class LossHead:
@@ -69,7 +71,10 @@ class LossHead:
         """
         if self.asked is None:
             return cap_logits(self._project(hidden), self.transform.softcap, self.transform.scale)
-        hidden = hidden[:, -self.asked.labels.shape[1] :]
+        if self.asked.at is not None:
+            hidden = hidden[self.asked.at][None]
+        else:
+            hidden = hidden[:, -self.asked.labels.shape[1] :]
         if self._why_not_fused() is not None:
             return self._through_logits(hidden, self.asked)
         return self._fused_loss(*self._operands(hidden), self.asked)
@@ -204,6 +209,8 @@ class LanguageModel(nn.Module):
         num_supervised: int | None = None,
         per_token: bool = False,
         logprobs: bool = False,
+        places: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Sum of losses over supervised positions; or each position's loss, or log-probability.
 
@@ -213,6 +220,9 @@ class LanguageModel(nn.Module):
                 mask is made from it. None where PEFT numbers positions itself (virtual tokens).
             num_supervised: how many labels are not IGNORE, so that no GPU has to be asked.
             per_token: for evaluation; logprobs: for losses that are made of them.
+            places: [2, n], rows and columns of input_ids, each with a label of its own in labels
+                [n]; a place may come more than once. Results are [n] then.
+            attention_mask: [b, 1, t, t] in place of the causal one, as the attention takes it.
 
         Returns:
             (loss_sum [] fp32, None); or `per_token` (losses [b, t] fp32, zero where ignored,
@@ -220,12 +230,20 @@ class LanguageModel(nn.Module):
             ignored; None).
         """
         wanted: Wanted = "token_losses" if per_token else "logprobs" if logprobs else "loss_sum"
-        self.head.asked = Asked(labels, num_supervised, wanted)
+        at = None if places is None else (places[0], places[1] - input_ids.shape[1])
+        labels = labels if places is None else labels[None]
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        self.head.asked = Asked(labels, num_supervised, wanted, at)
         try:
-            output = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            output = self.model(**inputs, use_cache=False)
         finally:
             self.head.asked = None
         if wanted == "loss_sum":
             return output.logits.sum(), None
         correct, self.head.correct = self.head.correct, None
-        return output.logits[..., 0], correct
+        values = output.logits[..., 0]
+        if places is None:
+            return values, correct
+        return values[0], None if correct is None else correct[0]
