@@ -17,7 +17,8 @@ from ds_train.config.data import DataConfig
 from ds_train.curriculum.draws import Draws
 from ds_train.curriculum.mixture import Shares
 from ds_train.curriculum.pacing import RunLength, competence, curriculum_end
-from ds_train.curriculum.pool import Pool
+from ds_train.curriculum.pool import Pool, PoolPart
+from ds_train.curriculum.segments import Segments
 from ds_train.curriculum.seq_len import Growing
 from ds_train.data.epochs import BlockRows, Drawn, Totals, rows_of_samples
 from ds_train.data.mix import Ints
@@ -85,13 +86,13 @@ class DrawnBlocks:
         data: DataConfig,
         curriculum: CurriculumConfig | None,
         length: RunLength,
-        pools: Sequence[Pool],
+        segments: Segments,
         draws: Draws,
         shares: Shares | None = None,
         growing: Growing | None = None,
     ) -> None:
         self._store, self._data, self._curriculum = store, data, curriculum
-        self.length, self.pools, self.shares, self._draws = length, pools, shares, draws
+        self.length, self.segments, self.shares, self._draws = length, segments, shares, draws
         self.growing = growing
         self.sizes = BlockSizes(store, data, length, whole_steps=shares is None)
         self._borders = [] if shares is None else list(shares.borders)
@@ -99,6 +100,12 @@ class DrawnBlocks:
             self._borders += [*curriculum.pacing.at, curriculum_end(curriculum.pacing)]
         if growing is not None:
             self._borders.append(growing.end)
+        self._borders += [Duration(step, "steps") for step in segments.steps]
+
+    @property
+    def pools(self) -> Sequence[Pool]:
+        """Of each group, as the difficulties of the run's start order them."""
+        return self.segments.first.pools
 
     def plan(self, number: int, start: Totals) -> BlockRows:
         """Block `number`: its pool, what is drawn out of it, packed."""
@@ -123,17 +130,20 @@ class DrawnBlocks:
         drawn, wanted = self.drawn_from(start), self.sizes.until(self._borders, start)
         if self.growing is not None:
             wanted = self.growing.wanted(wanted, start)
-        return drawn, self._draws.draw(number, start, wanted, drawn.pools)
+        pools = self.segments.at(start.rows).pools
+        parts = [PoolPart(pool, size) for pool, size in zip(pools, drawn.pools, strict=True)]
+        return drawn, self._draws.draw(number, start, wanted, parts)
 
     def drawn_from(self, at: Totals) -> Drawn:
         """What a block that begins here would be drawn from."""
-        share = 1.0
+        segment, share = self.segments.at(at.rows), 1.0
         if self._curriculum is not None and self._curriculum.window is None:
             share = competence(self._curriculum, self.length, at)
         return Drawn(
             progress=self.length.progress(at),
             competence=share,
-            pools=tuple(pool.size(share) for pool in self.pools),
+            pools=tuple(pool.size(share) for pool in segment.pools),
+            segment=segment.number,
             stage=self.shares.stage(at) if self.shares is not None else 0,
             row_length=self.growing.width(at) if self.growing is not None else None,
         )

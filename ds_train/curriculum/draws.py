@@ -6,6 +6,7 @@ a block draws follows from its number and from what stood before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from ds_train.config.curriculum import CurriculumConfig
 from ds_train.curriculum.pacing import RunLength, curriculum_end
 from ds_train.curriculum.permute import Permutation
-from ds_train.curriculum.pool import Floats, Pool
+from ds_train.curriculum.pool import Pool, PoolPart
+from ds_train.curriculum.segments import Segments
 from ds_train.data.epochs import Totals
 from ds_train.data.mix import Ints
 
@@ -23,8 +25,8 @@ from ds_train.data.mix import Ints
 class Draws(Protocol):
     """A way to draw blocks."""
 
-    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
-        """Sample ids of block `number`, about `wanted` of them; `pools`: size of each pool."""
+    def draw(self, number: int, at: Totals, wanted: int, parts: Sequence[PoolPart]) -> Ints:
+        """Sample ids of block `number`, about `wanted`; `parts`: what each group gives now."""
         ...
 
 
@@ -32,10 +34,10 @@ class Draws(Protocol):
 class Cursor:
     """Where a group stands before a block."""
 
-    pool: int = 0
-    """Size of the pool that it draws from."""
+    part: PoolPart | None = None
+    """What it draws from."""
     since: int = 0
-    """Block from which on the pool has had this size."""
+    """Block from which on it has drawn from this."""
     place: int = 0
     """Samples drawn out of this pool."""
     drawn: int = 0
@@ -44,54 +46,56 @@ class Cursor:
     """Tokens that a mixture still owes it (or, negative, has given too many)."""
 
 
-def stream(pool: Pool, cursor: Cursor, count: int, seed: int, group: int) -> Ints:
+def stream(cursor: Cursor, count: int, seed: int, group: int) -> Ints:
     """The next `count` samples of the endless passes over a pool, each pass shuffled anew."""
+    assert cursor.part is not None
+    pool, size = cursor.part.pool, cursor.part.size
     parts = [np.empty(0, dtype=np.int64)]
     place, left = cursor.place, count
     while left > 0:
-        number, offset = divmod(place, cursor.pool)
-        here = min(left, cursor.pool - offset)
-        shuffled = Permutation(cursor.pool, seed, "pool", group, cursor.since, number)
+        number, offset = divmod(place, size)
+        here = min(left, size - offset)
+        shuffled = Permutation(size, seed, "pool", group, cursor.since, number)
         parts.append(pool.ids(shuffled.part(offset, offset + here)))
         place, left = place + here, left - here
     return np.concatenate(parts)
 
 
 class PoolDraws:
-    """Passes over the pool, without replacement; a pool of another size begins a new pass.
+    """Passes over the pool, without replacement; another pool, or size of it, begins a new pass.
 
     A block ends where a pass or an epoch does, so that no sample comes twice in it.
     """
 
-    def __init__(self, pool: Pool, seed: int) -> None:
-        self._pool, self._seed = pool, seed
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
         self._cursors = [Cursor()]
 
-    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+    def draw(self, number: int, at: Totals, wanted: int, parts: Sequence[PoolPart]) -> Ints:
         """Samples of one block."""
-        cursor, (size,) = self._cursors[number], pools
-        if cursor.pool != size:
-            cursor = Cursor(size, since=number)
-        total = self._pool.num_samples
-        count = min(wanted, size - cursor.place % size, total - at.samples % total)
+        cursor, (part,) = self._cursors[number], parts
+        if cursor.part != part:
+            cursor = Cursor(part, since=number)
+        total = part.pool.num_samples
+        count = min(wanted, part.size - cursor.place % part.size, total - at.samples % total)
         if len(self._cursors) == number + 1:
-            self._cursors.append(Cursor(size, cursor.since, cursor.place + count))
-        return stream(self._pool, cursor, count, self._seed, group=0)
+            self._cursors.append(Cursor(part, cursor.since, cursor.place + count))
+        return stream(cursor, count, self._seed, group=0)
 
 
 class WindowDraws:
     """Shuffled epochs, sorted by difficulty inside windows until the curriculum ends."""
 
     def __init__(
-        self, curriculum: CurriculumConfig, length: RunLength, values: Floats, seed: int
+        self, curriculum: CurriculumConfig, length: RunLength, segments: Segments, seed: int
     ) -> None:
         assert curriculum.window is not None
         self._curriculum, self._length, self._window = curriculum, length, curriculum.window
-        self._values, self._seed = values, seed
+        self._segments, self._seed = segments, seed
 
-    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+    def draw(self, number: int, at: Totals, wanted: int, parts: Sequence[PoolPart]) -> Ints:
         """Whole windows; the last one of an epoch may be smaller."""
-        (total,) = pools
+        total = parts[0].size
         epoch, offset = divmod(at.samples, total)
         count = max(1, wanted // self._window) * self._window
         shuffled = Permutation(total, self._seed, "window", epoch)
@@ -99,7 +103,9 @@ class WindowDraws:
         if self._curriculum.order == "random_pool" or self._has_ended(at):
             return samples
         windows = np.arange(len(samples)) // self._window
-        values = self._values[samples]
+        difficulty = self._segments.at(at.rows).values
+        assert difficulty is not None
+        values = difficulty[samples]
         if self._curriculum.order == "hard_to_easy":
             values = -values
         return samples[np.lexsort((values, windows))]  # stable: ties stay as shuffled
@@ -121,18 +127,19 @@ class CoverDraws:
         self._asked: list[tuple[int, int, int]] = []  # of each block: epoch, samples, pool
         self._epochs: dict[int, _Epoch] = {}
 
-    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+    def draw(self, number: int, at: Totals, wanted: int, parts: Sequence[PoolPart]) -> Ints:
         """Samples of one block; an epoch that was forgotten is drawn again from its start."""
+        size = parts[0].size
         total = self._pool.num_samples
         epoch, offset = divmod(at.samples, total)
         count = min(wanted, total - offset)
         if len(self._asked) == number:
-            self._asked.append((epoch, count, pools[0]))
+            self._asked.append((epoch, count, size))
         state = self._epochs.get(epoch)
         if state is None or state.filled < offset:
             state = self._replay(epoch, number)
         if state.filled == offset:
-            self._extend(state, epoch, count, pools[0])
+            self._extend(state, epoch, count, size)
         return self._pool.ids(state.places[offset : offset + count].astype(np.int64))
 
     def _replay(self, epoch: int, number: int) -> _Epoch:

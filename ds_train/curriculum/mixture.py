@@ -15,7 +15,7 @@ import numpy as np
 from ds_train.config.mixture import MixtureConfig
 from ds_train.curriculum.draws import Cursor, stream
 from ds_train.curriculum.pacing import RunLength
-from ds_train.curriculum.pool import Pool
+from ds_train.curriculum.pool import PoolPart
 from ds_train.data.epochs import Totals
 from ds_train.data.mix import Ints, keyed_permutation
 from ds_train.data.store import TokenStore
@@ -68,13 +68,12 @@ class MixtureDraws:
         self,
         config: MixtureConfig,
         store: TokenStore,
-        pools: Sequence[Pool],
         sources: Sequence[SourceFacts],
         shares: Shares,
         seed: int,
     ) -> None:
         self._config, self._store, self._seed = config, store, seed
-        self._pools, self._sources, self.shares = pools, sources, shares
+        self._sources, self.shares = sources, shares
         self._cursors = [tuple(Cursor() for _ in sources)]
         self._limits = [self._limit(source) for source in sources]
 
@@ -85,22 +84,22 @@ class MixtureDraws:
             return None
         return round(epochs * source.num_samples)
 
-    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+    def draw(self, number: int, at: Totals, wanted: int, parts: Sequence[PoolPart]) -> Ints:
         """Samples of one block, about `wanted`."""
         cursors = [
-            cursor if cursor.pool == size else replace(cursor, pool=size, since=number, place=0)
-            for cursor, size in zip(self._cursors[number], pools, strict=True)
+            cursor if cursor.part == part else replace(cursor, part=part, since=number, place=0)
+            for cursor, part in zip(self._cursors[number], parts, strict=True)
         ]
         shares = self._shares_left(cursors, at)
         lengths = [source.mean_length for source in self._sources]
         num_tokens = wanted / float(np.sum(shares / lengths))
-        parts = []
+        drawn = []
         for group, share in enumerate(shares):
-            drawn, cursors[group] = self._draw_one(group, cursors[group], share * num_tokens)
-            parts.append(drawn)
+            found, cursors[group] = self._draw_one(group, cursors[group], share * num_tokens)
+            drawn.append(found)
         if len(self._cursors) == number + 1:
             self._cursors.append(tuple(cursors))
-        samples = np.concatenate(parts)
+        samples = np.concatenate(drawn)
         return samples[keyed_permutation(len(samples), self._seed, "mixed", number)]
 
     def _shares_left(self, cursors: Sequence[Cursor], at: Totals) -> np.ndarray:
@@ -141,7 +140,7 @@ class MixtureDraws:
         guess = int(1.2 * quota / self._sources[group].mean_length) + 16
         while True:
             ahead = guess if most is None else min(guess, most)
-            samples = stream(self._pools[group], cursor, ahead, self._seed, group)
+            samples = stream(cursor, ahead, self._seed, group)
             sums = np.cumsum(self._store.lengths[samples], dtype=np.int64)
             if ahead == most or sums[-1] >= quota:
                 break

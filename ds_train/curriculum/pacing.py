@@ -82,6 +82,18 @@ class RunLength:
         return self.limit.unit, place * self.limit.amount
 
 
+def refresh_steps(config: RunConfig) -> tuple[int, ...]:
+    """Steps (the first is 0) before which the model scores the samples again, rising.
+
+    The first step that begins at or after each share in `refresh_at`; none where nothing is
+    ordered by difficulty, or where the run's length is not given in steps (which is refused).
+    """
+    curriculum, max_steps = config.curriculum, config.train.max_steps
+    if curriculum is None or curriculum.order == "uniform" or max_steps is None:
+        return ()
+    return tuple(math.ceil(round(share * max_steps, 6)) for share in curriculum.refresh_at)
+
+
 _UNIT_NAMES: dict[Unit, Literal["tokens", "steps", "samples"]] = {
     "tokens": "tokens",
     "steps": "steps",

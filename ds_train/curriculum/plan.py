@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from ds_train.config.run import RunConfig
 from ds_train.curriculum.blocks import DrawnBlocks
 from ds_train.curriculum.draws import CoverDraws, Draws, PoolDraws, WindowDraws
 from ds_train.curriculum.mixture import MixtureDraws, Shares, SourceFacts
-from ds_train.curriculum.pacing import RunLength, competence
+from ds_train.curriculum.pacing import RunLength, competence, refresh_steps
 from ds_train.curriculum.pool import Floats, Pool, stratified
 from ds_train.curriculum.scores import DifficultyScores, open_scores
+from ds_train.curriculum.segments import Segments
 from ds_train.curriculum.seq_len import EpochDraws, Growing, epoch_size
 from ds_train.curriculum.strata import find_strata
 from ds_train.data.divide import PreparedData
@@ -88,30 +90,44 @@ def build_row_plan(
     drawn = curriculum is not None or mixture is not None
     num_samples = store.num_samples if drawn else epoch_size(store, weights)
     length = RunLength.of(config, global_batch_size, num_samples)
-    values = None if curriculum is None else _ordered_by(config, curriculum, prepared, scores, say)
-    if mixture is None:
-        pools = [Pool(None, store.num_samples, curriculum, values, seed)]
-        draws: Draws = EpochDraws(store, weights, seed, shuffle=config.data.shuffle)
-        if curriculum is not None:
-            assert values is not None
-            draws = _draws(curriculum, length, pools[0], values, seed)
-        shares = None
-    else:
-        members, facts = _sources(prepared)
-        pools = [
-            Pool(own, len(own), curriculum, None if values is None else values[own], seed, one.name)
-            for own, one in zip(members, facts, strict=True)
-        ]
+    make = partial(_values_and_pools, config, prepared, length, say)
+    segments = Segments(make, scores, refresh_steps(config), global_batch_size)
+    shares = None
+    draws: Draws = EpochDraws(store, weights, seed, shuffle=config.data.shuffle)
+    if mixture is not None:
+        facts = _sources(prepared)[1]
         shares = Shares(mixture, facts, length)
-        draws = MixtureDraws(mixture, store, pools, facts, shares, seed)
-    if curriculum is not None and curriculum.window is None:
-        _raise_small_pools(config, curriculum, store, pools, length, say)
+        draws = MixtureDraws(mixture, store, facts, shares, seed)
+    elif curriculum is not None:
+        draws = _draws(curriculum, length, segments, seed)
     growing = None
     if seq_len is not None:
         in_order = curriculum is not None and curriculum.window is not None
         growing = Growing(store, config.data, seq_len, length, seed, keep_order=in_order)
-    blocks = DrawnBlocks(store, config.data, curriculum, length, pools, draws, shares, growing)
+    blocks = DrawnBlocks(store, config.data, curriculum, length, segments, draws, shares, growing)
     return RowPlan(blocks)
+
+
+def _values_and_pools(
+    config: RunConfig,
+    prepared: PreparedData,
+    length: RunLength,
+    say: Say,
+    scores: DifficultyScores | None,
+) -> tuple[Floats | None, list[Pool]]:
+    """What orders the samples [N] where they are ordered, and the pool of each group."""
+    store, seed, curriculum = prepared.train, config.train.seed, ordering(config)
+    values = None if curriculum is None else _ordered_by(config, curriculum, prepared, scores, say)
+    if config.data.mixture is None:
+        pools = [Pool(None, store.num_samples, curriculum, values, seed)]
+    else:
+        pools = [
+            Pool(own, len(own), curriculum, None if values is None else values[own], seed, one.name)
+            for own, one in zip(*_sources(prepared), strict=True)
+        ]
+    if curriculum is not None and curriculum.window is None:
+        _raise_small_pools(config, curriculum, store, pools, length, say)
+    return values, pools
 
 
 def _ordered_by(
@@ -130,11 +146,11 @@ def _ordered_by(
 
 
 def _draws(
-    curriculum: CurriculumConfig, length: RunLength, pool: Pool, values: Floats, seed: int
+    curriculum: CurriculumConfig, length: RunLength, segments: Segments, seed: int
 ) -> Draws:
     if curriculum.window is not None:
-        return WindowDraws(curriculum, length, values, seed)
-    return CoverDraws(pool, seed) if curriculum.cover else PoolDraws(pool, seed)
+        return WindowDraws(curriculum, length, segments, seed)
+    return CoverDraws(segments.first.pools[0], seed) if curriculum.cover else PoolDraws(seed)
 
 
 def _sources(prepared: PreparedData) -> tuple[list[NDArray[np.uint32]], list[SourceFacts]]:

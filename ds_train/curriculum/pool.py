@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,14 @@ class Pool:
         """Sample ids at places of the order, [0, pool size)."""
         found: NDArray[np.integer] = places if self._order is None else self._order[places]
         return (found if self._members is None else self._members[found]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PoolPart:
+    """What may be drawn of a pool now: its first `size` samples."""
+
+    pool: Pool
+    size: int
 
 
 def difficulty_order(

@@ -88,7 +88,7 @@ class ScoreBook:
         self, spec: MetricSpec, values: Floats, seconds: float, say: Say, **facts: Any
     ) -> StoredScores:
         """Store the values of a metric, float64 [N]; DataError where one is not finite."""
-        self._check_finite(spec, values)
+        self.check_finite(spec, values)
         facts |= {"metric": str(spec), "seconds": round(seconds, 6)}
         num = f"{len(values):,} {'sample' if len(values) == 1 else 'samples'}"
         say(f"difficulty: {spec} of {num} in {format_seconds(seconds)}")
@@ -139,7 +139,8 @@ class ScoreBook:
             return text_difficulty(spec.kind, train, self.config.model, num_workers)
         return token_difficulty(spec.kind, train, num_workers)
 
-    def _check_finite(self, spec: MetricSpec, values: Floats) -> None:
+    def check_finite(self, spec: MetricSpec, values: Floats) -> None:
+        """DataError that names the first sample whose value can't be ordered."""
         with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is found
             bad = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
         if not len(bad):
@@ -184,11 +185,5 @@ def _curriculum(config: RunConfig) -> CurriculumConfig:
         raise ConfigError(
             "curriculum is missing, so nothing says what is hard; add the section, or write e.g. "
             "curriculum.metric=length behind the recipe."
-        )
-    if config.curriculum.refresh_at:
-        raise ConfigError(
-            f"curriculum.refresh_at = {config.curriculum.refresh_at}: the difficulty is measured "
-            "once, by the model that the run starts from; scoring again during the run is not "
-            "built yet. Remove refresh_at."
         )
     return config.curriculum

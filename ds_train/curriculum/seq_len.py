@@ -25,6 +25,7 @@ import numpy as np
 from ds_train.config.curriculum import SeqLenConfig
 from ds_train.config.data import DataConfig
 from ds_train.curriculum.pacing import RunLength, paced
+from ds_train.curriculum.pool import PoolPart
 from ds_train.data.epochs import BlockRows, Drawn, Totals, rows_of_samples
 from ds_train.data.mix import Ints, epoch_samples, keyed_permutation
 from ds_train.data.pieces import cut_samples, rows_of_pieces, with_windows
@@ -151,7 +152,7 @@ class EpochDraws:
         self._cursors = [(0, 0)]  # (epoch, place in it) before block 0, 1, ...
         self._recent: dict[int, Ints] = {}
 
-    def draw(self, number: int, at: Totals, wanted: int, pools: tuple[int, ...]) -> Ints:
+    def draw(self, number: int, at: Totals, wanted: int, parts: Sequence[PoolPart]) -> Ints:
         """Samples of block `number`."""
         epoch, place = self._cursors[number]
         samples = self._epoch(epoch)

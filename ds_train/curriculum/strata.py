@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.metrics.rows import row_numbers, rows_of_samples
 from ds_train.curriculum.score_files import SCORES_VERSION, one_maker, open_stored, store
+from ds_train.data.columns import MISSING, look_up
 from ds_train.data.divide import PreparedData
 from ds_train.data.fingerprint import hash_of
-from ds_train.data.formats import MISSING, look_up
 from ds_train.data.prepare import store_folder
 from ds_train.data.read import Row
 from ds_train.data.sources import list_names, resolve_sources

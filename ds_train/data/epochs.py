@@ -44,6 +44,8 @@ class Drawn:
     """Samples that may be drawn: of each group (all samples, or each source of a mixture)."""
     stage: int = 0
     """Stage of the mixture."""
+    segment: int = 0
+    """How many times the samples had been scored again."""
     row_length: int | None = None
     """Tokens of the longest row (or window), where that grows."""
 

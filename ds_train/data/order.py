@@ -85,14 +85,27 @@ class RowPlan:
             number = bisect_right(self._starts, row, key=lambda start: start.rows) - 1
             return number, row - self._starts[number].rows
 
+    def _locate_end(self, row: int) -> tuple[int, int]:
+        """`locate`, but the end of the last planned block where the row is the one after it.
+
+        What stands before that row is known, and the block that it begins may not be yet.
+        """
+        with self._lock:
+            while self._starts[-1].rows < row:
+                self.start(len(self._starts))
+            number = len(self._starts) - 1
+            if row > 0 and row == self._starts[number].rows:
+                return number - 1, self.num_rows(number - 1)
+            return self.locate(row)
+
     def before(self, row: int) -> Totals:
         """Rows, samples, tokens and supervised tokens before a row of the stream."""
-        number, index = self.locate(row)
+        number, index = self._locate_end(row)
         return self.block(number).before(index, self.start(number))
 
     def epoch(self, row: int) -> float:
         """Passes over the data before a row of the stream: 1.5 is the middle of the second."""
-        number, index = self.locate(row)
+        number, index = self._locate_end(row)
         return self.blocks.epoch(self.start(number), number, self.block(number), index)
 
     def rows_reaching(self, num_tokens: int) -> int:

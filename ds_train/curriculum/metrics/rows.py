@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ds_train.config.data import DataConfig
 from ds_train.curriculum.metrics.spec import MetricSpec
 from ds_train.curriculum.metrics.tokens import Floats
-from ds_train.data.formats import MISSING, look_up
+from ds_train.data.columns import MISSING, look_up
 from ds_train.data.read import Row, read_rows, shorten
 from ds_train.data.sources import Source, list_names, resolve_sources
 from ds_train.data.store import TokenStore
