@@ -26,6 +26,7 @@ LAYERS: dict[str, int] = {
     "ds_train.report": 2,
     "ds_train.data": 2,
     "ds_train.curriculum": 2,
+    "ds_train.fewshot": 2,
     # 3: torch, transformers, peft
     "ds_train.data.batch": 3,
     "ds_train.data.loader": 3,

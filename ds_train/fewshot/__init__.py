@@ -1,0 +1,1 @@
+"""Few-shot learning without a model: subsets, episodes, demonstrations, calibration; numpy only."""
