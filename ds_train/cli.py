@@ -71,6 +71,7 @@ def _run(args: argparse.Namespace) -> int:
         "export-curriculum": _export_curriculum,
         "train": _train,
         "compare": _compare,
+        "fewshot": _fewshot,
         "evaluate": _evaluate,
         "export": _export,
         "generate": _generate,
@@ -169,6 +170,17 @@ def _compare(args: argparse.Namespace) -> int:
     from ds_train.compare.run import run_comparison
 
     return run_comparison(comparison)
+
+
+def _fewshot(args: argparse.Namespace) -> int:
+    from ds_train.compare.kshot import fewshot_command, parse_seeds, parse_shots
+
+    return fewshot_command(
+        args.recipe,
+        args.overrides,
+        shots=parse_shots(args.k),
+        seeds=None if args.seeds is None else parse_seeds(args.seeds),
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> int:

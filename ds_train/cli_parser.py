@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_train(commands)
     _add_compare(commands)
+    _add_fewshot(commands)
     _add_evaluate(commands)
     _add_export(commands)
     _add_export_curriculum(commands)
@@ -151,6 +152,23 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--digits", metavar="FOLDER", help="write the bundled task there and compare on it"
+    )
+
+
+def _add_fewshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "fewshot",
+        "train a recipe, or the arms of its compare section, on k examples of each class",
+        "ds-train fewshot my.yaml --k 4,16,64 --seeds 5\n"
+        "ds-train fewshot my.yaml --k 16 --seeds 13,21,42,87,100",
+    )
+    _add_recipe_arguments(parser)
+    parser.add_argument(
+        "--k", default="4,16,64", metavar="K,...", help="examples of each class (default 4,16,64)"
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", help="how many, or which: 13,21,42; those of the recipe if left out"
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ds_train.checkpoint.folder import latest_checkpoint, read_facts
-from ds_train.compare.arms import RunSpec
+from ds_train.compare.arms import RunSpec, run_name
 from ds_train.compare.measure import EVALUATION
 from ds_train.config.compare import RECORDED, CompareConfig, split_metric
 from ds_train.errors import CheckpointError, RunFailed, quoted
@@ -42,6 +42,11 @@ class RunResult:
     """Metric -> value at the end."""
     curve: tuple[Point, ...]
     """The primary metric along the way, the end included; tokens ascending."""
+
+    @property
+    def name(self) -> str:
+        """Its folder below the comparison's."""
+        return run_name(self.arm, self.seed, self.rate)
 
 
 def is_trained(spec: RunSpec) -> bool:

@@ -51,6 +51,11 @@ def _table(rows: list[list[str]], compare: CompareConfig) -> list[str]:
     ]
     if compare.learning_rates is not None:
         head.insert(1, "learning rate")
+    return as_table(head, rows)
+
+
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [_line(head), _line(["---"] * len(head)), *map(_line, rows)]
 
 
@@ -100,12 +105,12 @@ def _reach_lines(arms: Sequence[ArmSummary], compare: CompareConfig) -> list[str
             continue
         total = len(arm.tokens_to_reach)
         mean = "" if not found else format_millions(spread(found))
-        rows.append(_line([arm.arm, f"{len(found)} of {total}", mean]))
+        rows.append([arm.arm, f"{len(found)} of {total}", mean])
     if not rows:
         return []
     title = f"Tokens until {compare.metrics[0]} was first measured as good as {base} ends, per seed"
     head = ["arm", "seeds that got there", "their tokens, mean (sd)"]
-    return [f"{title}:", "", _line(head), _line(["---"] * 3), *rows]
+    return [f"{title}:", "", *as_table(head, rows)]
 
 
 def format_millions(numbers: Spread) -> str:
@@ -120,8 +125,7 @@ def _rate_lines(
     """Every rate of the sweep, and whether the best one lies at its edge."""
     primary, rates = compare.metrics[0], compare.learning_rates or []
     lines = [f"{primary} at each learning rate, mean (sd); the best one of each arm is compared:"]
-    lines += ["", _line(["arm", *(f"{rate:g}" for rate in rates)])]
-    lines.append(_line(["---"] * (len(rates) + 1)))
+    rows = []
     for arm in arms:
         cells = [arm.arm]
         for rate in rates:
@@ -130,7 +134,8 @@ def _rate_lines(
             ]
             text = format_spread(spread(values)) if values else "failed"
             cells.append(f"**{text}**" if rate == arm.rate else text)
-        lines.append(_line(cells))
+        rows.append(cells)
+    lines += ["", *as_table(["arm", *(f"{rate:g}" for rate in rates)], rows)]
     edge = [arm.arm for arm in arms if len(rates) > 1 and arm.rate in (rates[0], rates[-1])]
     lines += ["", "The rate was chosen on the data that the table measures."]
     if edge:
@@ -149,6 +154,12 @@ def _notes(
         lines = ["One seed: there is no spread, and nothing can be concluded from a difference."]
     if compare.baseline_arm not in [arm.arm for arm in arms]:
         lines.append(f"The baseline {compare.baseline_arm} has no finished run.")
+    return [*lines, *failed_lines(failed)]
+
+
+def failed_lines(failed: Sequence[Outcome]) -> list[str]:
+    """A paragraph for each run that failed."""
+    lines = []
     for outcome in failed:
         lines += ["", f"Failed: {outcome.spec.name}: {outcome.fault}"]
     return lines

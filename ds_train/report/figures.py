@@ -137,6 +137,38 @@ def _draw_finals(axes: Any, arms: Sequence[str], finals: Mapping[str, Mapping[in
     axes.set_xlim(-0.5, max(len(arms), 1) - 0.25)
 
 
+def ladder_figure(
+    arms: Mapping[str, Mapping[int, Sequence[float]]],
+    *,
+    metric: str,
+    rungs: str,
+    before: float | None = None,
+    unit: str | None = None,
+    title: str | None = None,
+) -> Any:
+    """The matplotlib figure of `plot_ladder`; needs matplotlib."""
+    with style():
+        figure = _figure(6.5, 4.0, title)
+        axes = figure.subplots()
+        for number, (arm, values) in enumerate(arms.items()):
+            color, marker = COLORS[number % len(COLORS)], _MARKERS[number % len(_MARKERS)]
+            sizes = [size for size in sorted(values) if len(values[size])]
+            middle = [float(np.median(values[size])) for size in sizes]
+            low, high = ([float(end(values[size])) for size in sizes] for end in (np.min, np.max))
+            line = _LINES[number % len(_LINES)]
+            axes.plot(sizes, middle, color=color, linestyle=line, marker=marker, label=arm)
+            axes.fill_between(sizes, low, high, color=color, alpha=0.15, lw=0)
+        if before is not None:
+            axes.axhline(before, color="0.4", lw=0.9, linestyle=":", label="before training")
+        every = sorted({size for values in arms.values() for size in values})
+        axes.set_xscale("log")
+        axes.set_xticks(every, [f"{size:,}" for size in every])
+        axes.minorticks_off()
+        axes.set(xlabel=rungs, ylabel=_label(metric, unit))
+        axes.legend(title="median; min to max over seeds")
+    return figure
+
+
 def curriculum_figure(
     curves: CurriculumCurves, *, difficulty: str = "difficulty", title: str | None = None
 ) -> Any:

@@ -16,11 +16,12 @@ from ds_train.report.figures import (
     Curve,
     compare_figure,
     curriculum_figure,
+    ladder_figure,
     module,
     style,
 )
 
-__all__ = ["CurriculumCurves", "Curve", "plot_compare", "plot_curriculum"]
+__all__ = ["CurriculumCurves", "Curve", "plot_compare", "plot_curriculum", "plot_ladder"]
 
 Say = Callable[[str], object]
 _said: set[str] = set()
@@ -49,6 +50,36 @@ def plot_compare(
 
     def draw() -> Any:
         return compare_figure(curves, finals, metric=metric, unit=unit, title=title)
+
+    return _write(Path(path), draw, say)
+
+
+def plot_ladder(
+    path: str | Path,
+    arms: Mapping[str, Mapping[int, Sequence[float]]],
+    *,
+    metric: str,
+    rungs: str,
+    before: float | None = None,
+    unit: str | None = None,
+    title: str | None = None,
+    say: Say = print,
+) -> Path | None:
+    """Draw a metric over the amount of training data: median and range over seeds of each arm.
+
+    Args:
+        path: `.png` or `.svg`.
+        arms: arm -> amount -> the values of its seeds; amounts are drawn on a log scale.
+        rungs: what the amounts are, e.g. "examples per class".
+        before: the value before any training, as a level line.
+
+    Returns the file written, or None where matplotlib is not installed (said once).
+    """
+
+    def draw() -> Any:
+        return ladder_figure(
+            arms, metric=metric, rungs=rungs, before=before, unit=unit, title=title
+        )
 
     return _write(Path(path), draw, say)
 

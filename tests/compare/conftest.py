@@ -32,7 +32,8 @@ def compare(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Compare:
-    """`ds-train compare my.yaml ...` in a folder; returns exit code, stdout and stderr."""
+    """`ds-train compare my.yaml ...` (or another command) in a folder; returns exit code, stdout
+    and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(run, "train_command", fake_command)
@@ -44,11 +45,13 @@ def compare(
     Path("out").mkdir()
     write_recipe(tiny_folder)
 
-    def command(*overrides: str, values: dict[str, Any] | None = None) -> tuple[int, str, str]:
+    def command(
+        *overrides: str, values: dict[str, Any] | None = None, name: str = "compare"
+    ) -> tuple[int, str, str]:
         if values is not None:
             Path("out/values.json").write_text(json.dumps(values))
         capfd.readouterr()
-        code = main(["compare", "my.yaml", *overrides])
+        code = main([name, "my.yaml", *overrides])
         printed = capfd.readouterr()
         return code, printed.out, printed.err
 
