@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from ds_train.report import plot
-from ds_train.report.figures import COLORS, compare_figure, curriculum_figure, mean_and_spread
+from ds_train.report.figures import (
+    COLORS,
+    compare_figure,
+    curriculum_figure,
+    ladder_figure,
+    mean_and_spread,
+)
 from ds_train.report.plot import CurriculumCurves, Curve, plot_compare, plot_curriculum
 
 CURVES = {
@@ -150,3 +156,15 @@ def test_without_matplotlib_it_is_said_once(
 def test_importing_the_module_does_not_import_matplotlib() -> None:
     code = "import sys, ds_train.report.plot; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_ladder_draws_median_and_range_over_the_amount_of_data() -> None:
+    arms = {"lora": {16: [0.5, 0.7, 0.9], 4: [0.2, 0.3, 0.7]}, "full": {4: [0.1]}}
+    (axes,) = ladder_figure(arms, metric="rank_accuracy", rungs="examples", before=0.25).axes
+    assert line(axes, "lora").get_xydata().tolist() == [[4, 0.3], [16, 0.7]]
+    assert line(axes, "full").get_xydata().tolist() == [[4, 0.1]]
+    assert line(axes, "before training").get_ydata()[0] == 0.25
+    edges = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == (0.2, 0.9)
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylabel() == "rank_accuracy (share)"
