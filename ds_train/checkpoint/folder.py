@@ -7,7 +7,7 @@ any machine. Writing and resuming is in `state.py`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,8 @@ from ds_train.errors import CheckpointError, quoted
 from ds_train.paths import RunPaths
 
 FACTS = "checkpoint.json"
+_NUM_ALWAYS = 9
+"""Facts that every checkpoint.json has."""
 SEPARATOR = "|"
 """Between the name of a parameter and the tensor of it: `model.norm.weight|exp_avg`."""
 
@@ -38,6 +40,16 @@ class CheckpointFacts:
     """Of the curriculum's metric and values; empty without a curriculum."""
     loss_scale: dict[str, float] = field(default_factory=dict)
     state_files: list[str] = field(default_factory=list)
+    joined_at: list[int] = field(default_factory=list)
+    """Gradual unfreezing: updates made when stage 1, 2, ... joined."""
+    refreshed: list[str] = field(default_factory=list)
+    """Fingerprints of the difficulties measured during the run (curriculum.refresh_at)."""
+
+    def to_json(self) -> str:
+        """As checkpoint.json; what a run has no use for is left out."""
+        always = {one.name for one in fields(self)[:_NUM_ALWAYS]}
+        values = asdict(self)
+        return json.dumps({k: v for k, v in values.items() if k in always or v}, indent=1) + "\n"
 
 
 def complete_checkpoints(paths: RunPaths) -> list[Path]:

@@ -15,10 +15,9 @@ ZeRO stage and the number of ranks (its universal converter does not cross from 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -73,7 +72,7 @@ def save_checkpoint(
         if ranks.is_main:
             files = [_state_file(rank) for rank in range(ranks.world_size)]
             whole = replace(facts, state_files=files)
-            replace_text(partial / FACTS, json.dumps(asdict(whole), indent=1) + "\n")
+            replace_text(partial / FACTS, whole.to_json())
             _publish(partial, final)
 
     for act in (write_share, complete):

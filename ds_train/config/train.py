@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from ds_train.config.base import Count, Fraction, Natural, Section
+from ds_train.config.base import Count, Fraction, Natural, Section, Span
 from ds_train.units import Duration, parse_count, parse_duration
 
 
@@ -30,6 +30,30 @@ def _dump_warmup(value: int | float | Duration) -> int | float | str:
 Warmup = Annotated[
     int | float | Duration, BeforeValidator(_parse_warmup), PlainSerializer(_dump_warmup)
 ]
+
+
+class EarlyStoppingConfig(Section):
+    """End the run when evaluations no longer get better; its best checkpoint is what counts."""
+
+    patience: Count = 3
+    """Evaluations in a row without an improvement after which the run ends."""
+
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """A change of at most this is no improvement."""
+
+    metric: Literal["loss", "perplexity", "bits_per_byte", "token_accuracy"] = "loss"
+    """What must improve; it also decides which checkpoint is the best."""
+
+
+class UnfreezeConfig(Section):
+    """Gradual unfreezing: the last layers train first, the others join from the top down."""
+
+    every: Span
+    """After how long more layers join: `1 epoch`, `200 steps`."""
+
+    layers: Count = 1
+    """Layers that train at the start (with all that follows them), and that join each time; the
+    embeddings join last."""
 
 
 class TrainConfig(Section):
@@ -85,6 +109,21 @@ class TrainConfig(Section):
 
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator of the update."""
+
+    l2_sp: Annotated[float, Field(gt=0)] | None = None
+    """L2-SP (Li et al., ICML 2018): adds l2_sp / 2 x the squared distance to the pretrained weights
+    to the loss of every step, against forgetting. `loss` in metrics.jsonl stays that of the data;
+    so does the gradient norm, and what is clipped."""
+
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Each layer learns at this times the rate of the one above it; the output layer at the full
+    rate, the embeddings slowest."""
+
+    unfreeze: UnfreezeConfig | None = None
+    """Gradual unfreezing, from the last layer down."""
+
+    early_stopping: EarlyStoppingConfig | None = None
+    """End before the length given, when evaluations no longer get better."""
 
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the global gradient norm to this; 0 does not clip."""

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,7 +30,9 @@ from transformers.utils import logging as transformers_logging
 
 from ds_train.config.train import TrainConfig
 from ds_train.data.batch import Batch
+from ds_train.engine.pull import PullToStart
 from ds_train.engine.ranks import Ranks
+from ds_train.engine.thaw import Thaw, restart_count
 from ds_train.model.quiet import quieten_libraries
 
 Groups = list[dict[str, Any]]
@@ -96,9 +98,10 @@ def build_engine(
     ranks: Ranks,
 ) -> Engine:
     """Hand the model and its optimizer to DeepSpeed."""
+    thaw = Thaw(groups)  # before DeepSpeed takes the groups apart
     optimizer, optimizer_name = _build_optimizer(groups, train, offloads_optimizer(ds_config))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
-    return Engine(wrapped, ranks, train, coalesce=coalesce, optimizer_name=optimizer_name)
+    return Engine(wrapped, ranks, train, thaw, coalesce=coalesce, optimizer_name=optimizer_name)
 
 
 def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
@@ -143,11 +146,13 @@ class Engine:
         engine: Any,
         ranks: Ranks,
         train: TrainConfig,
+        thaw: Thaw,
         *,
         coalesce: bool,
         optimizer_name: str,
     ) -> None:
         self._engine = engine
+        self._thaw = thaw
         self.ranks = ranks
         self.optimizer_name = optimizer_name
         self._coalesce = coalesce
@@ -160,6 +165,13 @@ class Engine:
             # DeepSpeed made the state with a step on zero gradients, which Adam's bias correction
             # would count; without it the first update is that of every other stage.
             engine.basic_optimizer.state.clear()
+        if train.l2_sp is not None:  # after clipping, whose hook stands before it
+            PullToStart(
+                engine.basic_optimizer,
+                self._partitions(),
+                weight=train.l2_sp,
+                dtype=next(parameter for _, parameter in self.trainable()).dtype,
+            )
 
     @property
     def _optimizes_directly(self) -> bool:
@@ -173,19 +185,26 @@ class Engine:
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss sum over the micro-batch's supervised tokens, [] fp32."""
-        return self._forward(batch, per_token=False)[0]
+        loss_sum: Tensor = self._forward(batch)[0]
+        return loss_sum
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each position's loss [b, t] fp32, zero where ignored, and whether its argmax is right."""
         return self._forward(batch, per_token=True)
 
-    def _forward(self, batch: Batch, per_token: bool) -> Any:
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Each label's log-probability [b, t] fp32, zero where ignored, differentiable."""
+        logprobs: Tensor = self._forward(batch, logprobs=True)[0]
+        return logprobs
+
+    def _forward(self, batch: Batch, *, per_token: bool = False, logprobs: bool = False) -> Any:
         return self._engine(
             batch.input_ids,
             batch.labels,
             batch.position_ids,
             num_supervised=batch.num_supervised,
             per_token=per_token,
+            logprobs=logprobs,
         )
 
     def label_losses(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -207,7 +226,7 @@ class Engine:
         inf where fp16 overflowed: the loss scale was lowered and the weights left alone.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0) * self._thaw.rate(group)
         self._engine.step()
         if self._optimizes_directly:
             assert self._plain_grad_norm is not None
@@ -220,6 +239,41 @@ class Engine:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self._max_grad_norm or float("inf")
         self._plain_grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+
+    @property
+    def last_stage(self) -> int:
+        """Stage of gradual unfreezing in which everything trains; 0 without."""
+        return self._thaw.last_stage
+
+    def thaw(self, stage: int) -> None:
+        """Gradual unfreezing: parameter groups up to `stage` train from the next step on."""
+        for joining in range(self._thaw.stage + 1, stage + 1):
+            restart_count(self._states_of(joining), 0)
+        self._thaw.stage = stage
+
+    def resume_thaw(self, joined_at: Sequence[int]) -> None:
+        """Stage k + 1 had joined after `joined_at[k]` updates; after `write_states`."""
+        num_updates = self.num_updates
+        self._thaw.stage = len(joined_at)
+        for stage, joined in enumerate(joined_at, start=1):
+            restart_count(self._states_of(stage), num_updates - joined)
+
+    def _states_of(self, stage: int) -> list[dict[str, Any]]:
+        """Optimizer states of the groups that join at a stage, as far as they are made."""
+        inner = self._engine.basic_optimizer
+        states = []
+        for number, partition in enumerate(self._partitions()):
+            if self._group_of(number).get("stage") == stage and partition in inner.state:
+                states.append(inner.state[partition])
+        return states
+
+    def _group_of(self, number: int) -> dict[str, Any]:
+        """The optimizer group of a partition."""
+        groups: Any = self._engine.basic_optimizer.param_groups
+        if self.stage == 3:
+            return dict(groups[self._engine.optimizer.sub_group_to_group_id[number]])
+        of_each = [group for group in groups for _ in group["params"]]
+        return dict(of_each[number])
 
     def train_mode(self, training: bool) -> None:
         """Dropout on or off."""

@@ -36,6 +36,7 @@ from ds_train.train.run import Run
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
 from ds_train.train.step import evaluate_batches, train_step
+from ds_train.train.unfreeze import stage_at
 
 
 def run(config: RunConfig) -> int:
@@ -112,6 +113,7 @@ class Loop:
         run, began = self.run, time.perf_counter()
         torch.manual_seed(_dropout_seed(run.config.train.seed, step, run.ranks.rank))
         before = self._position(step)
+        self._thaw(before)
         rate = self.schedule.rate(step)
         num_supervised = run.plan.num_supervised(step)
         result = train_step(
@@ -153,6 +155,17 @@ class Loop:
         if is_due(run.config.checkpoint.every, before, after):
             self._save()
         return False
+
+    def _thaw(self, position: Position) -> None:
+        """Gradual unfreezing: the layers that join at this step."""
+        joined = self.facts.joined_at
+        engine = self.run.engine
+        stage = stage_at(self.run.config.train.unfreeze, position)
+        if (stage := min(stage, engine.last_stage)) > len(joined):
+            updates = [engine.num_updates] * (stage - len(joined))
+            self.facts = replace(self.facts, joined_at=[*joined, *updates])
+            engine.thaw(stage)
+            self._say(f"unfreezing: stage {stage} trains from step {position.step + 1:,} on")
 
     def _position(self, step: int) -> Position:
         plan = self.run.plan

@@ -16,7 +16,6 @@ from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import build_engine, offloads_optimizer
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import ConfigError, quoted
-from ds_train.model.adapter import parameter_groups
 from ds_train.model.head import LanguageModel
 from ds_train.model.load import count_parameters
 from ds_train.model.tokenizer import pad_token_id
@@ -27,6 +26,7 @@ from ds_train.train.build import build_model
 from ds_train.train.folder import INITIAL_LORA, agreed_start, write_run_folder
 from ds_train.train.guard import check_packing_isolation
 from ds_train.train.run import Run
+from ds_train.train.unfreeze import optimizer_groups
 
 Say = Callable[[str], Any]
 
@@ -69,11 +69,7 @@ def set_up(
     tokenizer = open_tokenizer(config.model)
     saved_lora = paths.root / INITIAL_LORA if start.step else None
     model, initial, flatten = build_model(config, ds_config, ranks, saved_lora, say)
-    groups = parameter_groups(
-        model,
-        weight_decay=config.train.weight_decay,
-        lora_plus_lr_ratio=config.adapter.lora_plus_lr_ratio,
-    )
+    groups = optimizer_groups(model, config, say)
     num_all, num_trainable = count_parameters(model)
     say(
         f"parameters: {num_trainable:,} of {num_all:,} train "
@@ -100,6 +96,7 @@ def set_up(
         say(f"packing: documents do not see each other ({text._attn_implementation}; tried)")
     if start.step:
         load_checkpoint(paths.checkpoint(start.step), engine, start)
+        engine.resume_thaw(start.joined_at)
         say(f"resume: goes on after step {start.step:,} of {quoted(paths.root)}")
     run = Run(
         config=config,
