@@ -17,6 +17,7 @@ from ds_train.config.run import RunConfig
 from ds_train.plan.ds_config import zero_settings
 from ds_train.plan.rules_curriculum import curriculum_rules
 from ds_train.plan.rules_engine import offload_rules, zero_rules
+from ds_train.plan.rules_episodes import episode_rules
 from ds_train.plan.rules_seq_len import seq_len_rules
 from ds_train.units import Duration
 
@@ -49,6 +50,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *_data(config),
         *curriculum_rules(config),
         *seq_len_rules(config),
+        *episode_rules(config),
         *_evaluation(config),
         *zero_rules(config, world_size),
         *offload_rules(config),
