@@ -18,6 +18,7 @@ Format = Literal[
     "question_answer",
     "text",
     "classification",
+    "multiple_choice",
 ]
 LossOn = Literal["assistant", "last_assistant", "completion", "all"]
 OverLength = Literal["drop", "truncate", "split", "error"]
@@ -41,14 +42,16 @@ class SourceConfig(Section):
     format: Format | None = None
     """Shape of a row; detected from the columns and said when left out."""
 
-    columns: dict[str, str] = {}
-    """From the format's field to the column that holds it, e.g. `{prompt: question}`."""
+    columns: dict[str, str | list[str]] = {}
+    """From the format's field to the column that holds it, e.g. `{prompt: question}`; several for
+    `choices`, e.g. `{choices: [sol1, sol2]}`."""
 
     labels: dict[str, str] = {}
     """Classification: from the label in the data to the word that stands for it (verbalizer)."""
 
-    template: str | None = None
-    """Classification: prompt with `{text}` in it; the answer follows it."""
+    template: str | list[str] | None = None
+    """Prompt with `{text}` in it (multiple_choice: `{prompt}`); the answer follows it. Of several,
+    each example takes one, drawn anew in each epoch."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Passes over this source in one epoch: 0.5 takes half of it, another half each epoch."""

@@ -13,6 +13,7 @@ from ds_train.data.fingerprint import hash_of
 from ds_train.data.sources import Source
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
+from ds_train.fewshot.held_out import check_disjoint, held_out_names, held_out_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,17 @@ class PreparedData:
     """Of each source index of the stores: training sources, then validation sources."""
     source_weights: tuple[float, ...]
     """Passes per epoch over each source, by the same index."""
+    dev: TokenStore | None = None
+    """Examples of the training sources that a k-shot run is evaluated on as it goes."""
+
+    @property
+    def evaluated(self) -> TokenStore | None:
+        """What the loss is measured on during a run: dev where there is one, else validation.
+
+        Of labelled examples the right answers only, in every template.
+        """
+        part = self.dev if self.dev is not None else self.validation
+        return None if part is None else part.gold()
 
 
 def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
@@ -44,16 +56,22 @@ def divide(
     """Training and validation parts, with their audit."""
     fraction = config.data.validation.fraction or 0.0
     from_validation = np.array([source.validation for source in sources], bool)
-    is_held_out = from_validation[store.sources] | held_out(store.hashes, fraction)
+    # a labelled example goes as a whole, and with any tokenizer
+    hashes = store.hashes if store.examples is None else store.examples.row_hash
+    tasks = held_out_tasks(config, sources)
+    only_evaluated = from_validation | tasks
+    is_held_out = only_evaluated[store.sources] | held_out(hashes, fraction)
     audit = _audit(config, sources, store)
-    _check_sources(sources, store, audit, is_held_out, fraction)
+    _check_sources(sources, store, audit, is_held_out, only_evaluated, fraction)
+    check_disjoint(sources, store, tasks, ~is_held_out)
     train = store.select(np.flatnonzero(~is_held_out))
+    _check_order(config, train)
     validation = store.select(np.flatnonzero(is_held_out)) if is_held_out.any() else None
     audit["train"] = audit_part(train)
     audit["validation"] = audit_part(validation) if validation else None
-    leaked = np.isin(validation.hashes, train.hashes).sum() if validation else 0
+    leaked = np.isin(validation.gold().hashes, train.hashes).sum() if validation else 0
     audit["validation_in_train"] = int(leaked)
-    audit["fingerprint"] = hash_of([name, fraction])
+    audit["fingerprint"] = hash_of([name, fraction, *sorted(held_out_names(config))])
     return PreparedData(
         train,
         validation,
@@ -86,6 +104,7 @@ def _check_sources(
     store: TokenStore,
     audit: Audit,
     is_held_out: np.ndarray,
+    only_evaluated: np.ndarray,
     fraction: float,
 ) -> None:
     """DataError for sources that nothing is left of, and for a division with an empty part."""
@@ -98,7 +117,7 @@ def _check_sources(
                 f"{facts['rows']:,} {'row' if facts['rows'] == 1 else 'rows'}: "
                 f"{_why_dropped(facts, audit['max_length'])}."
             )
-        elif not source.validation and is_held_out[members].all():
+        elif not only_evaluated[index] and is_held_out[members].all():
             faults.append(
                 f"data.validation.fraction = {fraction}: nothing of {source.field} "
                 f"({source.name}, {members.sum():,} samples) is left to train on; "
@@ -111,6 +130,19 @@ def _check_sources(
         )
     if faults:
         raise DataError("\n".join(faults))
+
+
+def _check_order(config: RunConfig, train: TokenStore) -> None:
+    """DataError for orders that draw samples, where examples are what must be drawn."""
+    if train.examples is None or not train.examples.has_renderings:
+        return
+    for field, given in (("curriculum", config.curriculum), ("data.mixture", config.data.mixture)):
+        if given is not None:
+            raise DataError(
+                f"{field}: the training data has examples with several renderings (templates or "
+                f"answers), and {field} draws renderings, not examples; remove it, or give one "
+                "template and no fewshot.losses."
+            )
 
 
 def _why_dropped(facts: Audit, max_length: int) -> str:

@@ -67,6 +67,8 @@ class BlockRows:
     """[num_samples] first token of each piece of a sample; None where samples are whole."""
     stops: Ints | None = None
     """[num_samples] end of each piece."""
+    roles: Ints | None = None
+    """[num_samples] what each part of an episode is for (data/parts.py); None without episodes."""
     num_samples_before: Ints | None = None
     """[num_rows + 1] samples before each row, where there are pieces."""
     dropped_before: Ints | None = None
@@ -83,11 +85,15 @@ class BlockRows:
         return self.offsets if self.num_samples_before is None else self.num_samples_before
 
     def row(self, index: int) -> Ints:
-        """One row: sample ids [n], or pieces [n, 3] of sample, start, stop (data/pieces.py)."""
+        """One row: sample ids [n], pieces [n, 3] of sample, start, stop (data/pieces.py), or parts
+        [n, 4] with a role (data/parts.py)."""
         here = slice(self.offsets[index], self.offsets[index + 1])
         if self.starts is None or self.stops is None:
             return self.samples[here]
-        return np.stack([self.samples[here], self.starts[here], self.stops[here]], axis=1)
+        columns = [self.samples[here], self.starts[here], self.stops[here]]
+        if self.roles is not None:
+            columns.append(self.roles[here])
+        return np.stack(columns, axis=1)
 
     def before(self, index: int, start: Totals) -> Totals:
         """What stands before a row, when `start` stands before the block."""
@@ -171,8 +177,13 @@ class EpochBlocks:
 
     def plan(self, number: int, start: Totals) -> BlockRows:
         """Epoch `number`."""
-        store, config = self._store, self._config
-        samples = epoch_samples(store.sources, self._weights, self._seed, number, config.shuffle)
+        store, config, seed, weights = self._store, self._config, self._seed, self._weights
+        if store.examples is None or not store.examples.has_renderings:
+            samples = epoch_samples(store.sources, weights, seed, number, config.shuffle)
+        else:  # an epoch has one rendering of each example
+            sources = store.sources[store.examples.starts[:-1]]
+            examples = epoch_samples(sources, weights, seed, number, config.shuffle)
+            samples = store.examples.draw(examples, seed, number)
         return rows_of_samples(store, samples, config)
 
     def epoch(self, start: Totals, number: int, rows: BlockRows, index: int) -> float:

@@ -54,9 +54,17 @@ def fingerprint_files(paths: Sequence[Path]) -> str:
 
 
 def store_fingerprint(
-    data: DataConfig, model: ModelConfig, sources: Sequence[Source], cache_dir: Path
+    data: DataConfig,
+    model: ModelConfig,
+    sources: Sequence[Source],
+    cache_dir: Path,
+    all_choices: Sequence[bool] | None = None,
 ) -> str:
-    """Name of the tokenised data of a recipe. Reads every file, unless its digest is known."""
+    """Name of the tokenised data of a recipe. Reads every file, unless its digest is known.
+
+    all_choices: where the recipe asks for labelled examples, whether those of training and of
+    validation are rendered with every answer.
+    """
     with DigestMemory(cache_dir) as memory:
         facts = {
             "code": CODE_VERSION,
@@ -68,6 +76,8 @@ def store_fingerprint(
             "tokenizer": _tokenizer_facts(model, memory),
             "sources": [_source_facts(source, memory) for source in sources],
         }
+    if all_choices is not None:
+        facts["all_choices"] = list(all_choices)
     return hash_of(facts)
 
 

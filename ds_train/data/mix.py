@@ -20,16 +20,23 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
-def keyed_permutation(length: int, seed: int, purpose: str, *numbers: int) -> Ints:
-    """Permutation of range(length) that depends on the arguments alone.
+def keyed_words(length: int, seed: int, purpose: str, *numbers: int) -> NDArray[np.uint64]:
+    """[length] random 64-bit words that depend on the arguments alone, the first ones on no length.
 
-    The order of raw Philox words rather than numpy's `permutation`: numpy promises that the words
-    stay the same from one release to the next, and does not promise it for `permutation`.
+    Raw Philox words: numpy promises that these stay the same from one release to the next.
     """
     text = "/".join(["ds_train", str(seed), purpose, *map(str, numbers)])
     key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype="<u8")
-    words = np.random.Philox(key=key).random_raw(length)
-    return np.argsort(words, kind="stable")
+    return np.random.Philox(key=key).random_raw(length)
+
+
+def keyed_permutation(length: int, seed: int, purpose: str, *numbers: int) -> Ints:
+    """Permutation of range(length) that depends on the arguments alone.
+
+    The order of keyed words rather than numpy's `permutation`, of which numpy does not promise that
+    it stays the same.
+    """
+    return np.argsort(keyed_words(length, seed, purpose, *numbers), kind="stable")
 
 
 def epoch_samples(

@@ -13,16 +13,24 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_train.config.data import LossOn
+from ds_train.config.data import LossOn, OverLength
 from ds_train.config.files import model_positions
 from ds_train.config.run import RunConfig
 from ds_train.data.audit import merge_counts
+from ds_train.data.columns import RowFormat
 from ds_train.data.divide import PreparedData, divide
 from ds_train.data.encode import TextEncoder, open_tokenizer
 from ds_train.data.fingerprint import store_fingerprint
-from ds_train.data.formats import RowFormat, choose_format
+from ds_train.data.formats import choose_format
+from ds_train.data.labelled import LABELLED_FORMATS, templates_of
 from ds_train.data.read import Row, read_rows
-from ds_train.data.sources import Source, resolve_sources
+from ds_train.data.renderings import (
+    all_choices,
+    keeps_examples,
+    plan_labels,
+    recipe_wants_examples,
+)
+from ds_train.data.sources import Source, list_names, resolve_sources
 from ds_train.data.store import StoreWriter, TokenStore, cannot_write, remove_store, store_fault
 from ds_train.data.templates import ChatTemplate, choose_template
 from ds_train.data.tokenise import Job, SourcePlan, tokenise_sources
@@ -81,7 +89,9 @@ def cache_folder(config: RunConfig) -> Path:
 def store_folder(config: RunConfig, sources: Sequence[Source]) -> Path:
     """Folder of this recipe's tokenised data, made or not."""
     cache = cache_folder(config)
-    return cache / store_fingerprint(config.data, config.model, sources, cache)
+    asked = recipe_wants_examples(config)
+    examples = [all_choices(config, validation=part) for part in (False, True)] if asked else None
+    return cache / store_fingerprint(config.data, config.model, sources, cache, examples)
 
 
 def check_max_length(config: RunConfig) -> None:
@@ -113,12 +123,17 @@ def _tokenise(
     plans, streams = _plan_sources(config, sources, template)
     for plan in plans:
         say(f"{plan.source.field} ({plan.source.name}): format {plan.form.name}, {plan.form.how}")
-    job = Job(plans, TextEncoder.of(tokenizer), template, data.max_length)
-    with StoreWriter(folder, job.encoder.vocab_size) as writer:
-        counts = tokenise_sources(job, streams, writer, data.num_workers)
+        if plan.labels is not None and plan.labels.words and not plan.source.config.labels:
+            found = f"{len(plan.labels.words):,} labels found in the data"
+            where = f"{plan.source.field} ({plan.source.name})"
+            say(f"{where}: {found}: {list_names(plan.labels.words)}")
+    examples = any(plan.keeps_examples for plan in plans)
+    job = Job(plans, TextEncoder.of(tokenizer), template, data.max_length, examples)
+    with StoreWriter(folder, job.encoder.vocab_size, examples=examples) as writer:
+        counts, answers = tokenise_sources(job, streams, writer, data.num_workers)
         writer.meta["sources"] = [
-            {**_plan_facts(plan), "counts": own}
-            for plan, own in zip(plans, merge_counts(counts), strict=True)
+            {**_plan_facts(plan, offered), "counts": own}
+            for plan, own, offered in zip(plans, merge_counts(counts), answers, strict=True)
         ]
         writer.meta["chat_template"] = template.origin if template else None
     num_rows = sum(one["rows"] for one in counts)
@@ -145,13 +160,35 @@ def _plan_sources(
                 )
             is_text = form.name == "text"
             over_length = config.data.over_length or ("split" if is_text else "drop")
-            plans.append(SourcePlan(source, form, _loss_on(config, source, form), over_length))
+            plans.append(_plan_source(config, source, form, over_length, plans))
             streams.append(itertools.chain([first], rows))
         except DataError as error:
             faults += error.faults
     if faults:
         raise DataError(faults)
     return tuple(plans), streams
+
+
+def _plan_source(
+    config: RunConfig,
+    source: Source,
+    form: RowFormat,
+    over_length: OverLength,
+    before: Sequence[SourcePlan],
+) -> SourcePlan:
+    loss_on, labels = _loss_on(config, source, form), None
+    keeps = keeps_examples(config, source, form)
+    if keeps and form.name in LABELLED_FORMATS:
+        # Where the only training source has its labels in the data, a validation source may lack
+        # some of them, and has the same classes all the same.
+        found = [
+            one.labels.words or ()
+            for one in before
+            if one.labels is not None and not one.source.validation and not one.source.config.labels
+        ]
+        known = found[0] if source.validation and len(found) == 1 else ()
+        labels = plan_labels(config, source, form, loss_on, over_length, known)
+    return SourcePlan(source, form, loss_on, over_length, labels, keeps)
 
 
 def _loss_on(config: RunConfig, source: Source, form: RowFormat) -> LossOn:
@@ -167,11 +204,18 @@ def _loss_on(config: RunConfig, source: Source, form: RowFormat) -> LossOn:
     return source.config.loss_on or config.data.loss_on or default
 
 
-def _plan_facts(plan: SourcePlan) -> dict[str, Any]:
-    return {
+def _plan_facts(plan: SourcePlan, offered: set[frozenset[str]]) -> dict[str, Any]:
+    """What the store remembers of a source; `offered`: see tokenise_sources."""
+    facts: dict[str, Any] = {
         "format": plan.form.name,
         "how": plan.form.how,
         "columns": dict(plan.form.columns),
         "loss_on": plan.loss_on,
         "over_length": plan.over_length,
     }
+    if plan.labels is not None:
+        shared = sorted(next(iter(offered))) if len(offered) == 1 else None
+        facts["templates"] = templates_of(plan.source, plan.form)
+        facts["choice_texts"] = shared if plan.labels.words is None else list(plan.labels.words)
+        facts["all_choices"] = plan.labels.all_choices
+    return facts

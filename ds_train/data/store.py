@@ -12,6 +12,8 @@ whole store or none, and of several writers the first to rename wins.
     sources.bin     int16  [N]                     index of the source
     hashes.bin      uint64 [N]                     content of the sample (ids and mask)
     ordinals.bin    int64  [N]                     row number in its source, from 0
+
+A store of labelled examples has the arrays of data/examples.py beside these.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ds_train.data.examples import EXAMPLE_DTYPES, Examples, SampleFacts
 from ds_train.errors import DataError
 
 STORE_VERSION = 2
@@ -57,6 +60,8 @@ class SampleChunk:
     sources: np.ndarray
     hashes: np.ndarray
     ordinals: np.ndarray
+    examples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The arrays of EXAMPLE_DTYPES, where there are labelled examples."""
 
     @classmethod
     def of(
@@ -66,10 +71,12 @@ class SampleChunk:
         num_bytes: Sequence[np.ndarray],
         sources: Sequence[int],
         ordinals: Sequence[int],
+        examples: Sequence[SampleFacts] | None = None,
     ) -> SampleChunk:
         """Chunk of samples given one by one; the mask of each first token is cleared.
 
         num_bytes: of each token of each sample; those of supervised tokens are added up.
+        examples: which example each sample renders, where the store keeps them.
         """
         for mask in masks:
             mask[:1] = False
@@ -87,6 +94,7 @@ class SampleChunk:
             hashes=np.array([sample_hash(*pair) for pair in pairs], np.uint64),
             sources=np.array(sources, np.int16),
             ordinals=np.array(ordinals, np.int64),
+            examples={} if examples is None else SampleFacts.arrays(examples),
         )
 
 
@@ -100,13 +108,15 @@ def sample_hash(ids: np.ndarray, mask: np.ndarray) -> int:
 class StoreWriter:
     """Appends chunks to a store that appears at `folder` when the `with` block ends well."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
+    def __init__(self, folder: Path, vocab_size: int, *, examples: bool = False) -> None:
+        """`examples`: chunks bring the arrays of labelled examples."""
         self.folder = folder
         self.meta: dict[str, Any] = {}
         self._dtypes = {
             "tokens": "<u2" if vocab_size < 2**16 else "<u4",
             "mask": "|u1",
             **_SAMPLE_DTYPES,
+            **(EXAMPLE_DTYPES if examples else {}),
         }
         self._temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self._files: dict[str, BinaryIO] = {}
@@ -126,7 +136,8 @@ class StoreWriter:
     def append(self, chunk: SampleChunk) -> None:
         """Writes a chunk; samples keep the order in which they come."""
         for name, dtype in self._dtypes.items():
-            data = np.ascontiguousarray(getattr(chunk, name), dtype).tobytes()
+            array = chunk.examples[name] if name in EXAMPLE_DTYPES else getattr(chunk, name)
+            data = np.ascontiguousarray(array, dtype).tobytes()
             self._digests[name].update(data)
             try:
                 self._files[name].write(data)
@@ -252,6 +263,8 @@ class TokenStore:
     """uint8 [all tokens], memory-mapped."""
     meta: Mapping[str, Any]
     """Contents of meta.json."""
+    examples: Examples | None = None
+    """Which samples render the same labelled example; None where each stands for itself."""
 
     @classmethod
     def open(cls, folder: Path | str) -> TokenStore:
@@ -268,12 +281,14 @@ class TokenStore:
             for name, facts in meta["files"].items()
         }
         ends = np.cumsum(flat["lengths"], dtype=np.int64)
+        labelled = "templates" in flat
         return cls(
             **{name: flat[name] for name in _SAMPLE_DTYPES},
             starts=ends - flat["lengths"],
             flat_tokens=flat["tokens"],
             flat_mask=flat["mask"],
             meta=meta,
+            examples=Examples.of(flat, flat["sources"], flat["ordinals"]) if labelled else None,
         )
 
     @property
@@ -302,13 +317,24 @@ class TokenStore:
         return self.flat_mask[start : start + self.lengths[index]].view(bool)
 
     def select(self, indices: np.ndarray) -> TokenStore:
-        """The same files with only these samples, in this order."""
+        """The same files with only these samples, in this order.
+
+        Labelled examples stay what they are where the indices rise, with fewer samples each where
+        some are left out; in any other order each sample stands for itself.
+        """
         return TokenStore(
             **{name: getattr(self, name)[indices] for name in (*_SAMPLE_DTYPES, "starts")},
             flat_tokens=self.flat_tokens,
             flat_mask=self.flat_mask,
             meta=self.meta,
+            examples=None if self.examples is None else self.examples.select(indices),
         )
+
+    def gold(self) -> TokenStore:
+        """The right answers only, in every template; the store itself where there are no others."""
+        if self.examples is None or self.examples.gold.all():
+            return self
+        return self.select(np.flatnonzero(self.examples.gold))
 
 
 def _memory_map(path: Path, dtype: str) -> np.ndarray:

@@ -18,8 +18,11 @@ from ds_train.config.data import LossOn, OverLength
 from ds_train.data.chat import render_sample
 from ds_train.data.columns import RowFormat
 from ds_train.data.encode import TextEncoder
+from ds_train.data.examples import SampleFacts
 from ds_train.data.formats import convert
+from ds_train.data.labelled import content_hash
 from ds_train.data.read import Row
+from ds_train.data.renderings import ExampleTokeniser, Labels, OneSample
 from ds_train.data.sources import Source
 from ds_train.data.store import SampleChunk, StoreWriter
 from ds_train.data.templates import ChatTemplate
@@ -41,6 +44,10 @@ class SourcePlan:
     form: RowFormat
     loss_on: LossOn
     over_length: OverLength
+    labels: Labels | None = None
+    """How the rows become labelled examples; None where each is rendered once."""
+    keeps_examples: bool = False
+    """The store shall say which samples render the same example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,8 @@ class Job:
     encoder: TextEncoder
     template: ChatTemplate | None
     max_length: int
+    keeps_examples: bool = False
+    """The store says which samples render the same example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,8 @@ class Result:
     source_index: int
     chunk: SampleChunk
     counts: Counter[str]
+    answers: set[frozenset[str]]
+    """What rows of multiple choice offer: at most two of the different sets of answers."""
 
 
 class Tokeniser:
@@ -71,15 +82,43 @@ class Tokeniser:
     def run(self, source_index: int, rows: Sequence[Row]) -> Result:
         """Samples of some rows of one source."""
         plan = self.job.plans[source_index]
+        counts: Counter[str] = Counter(rows=len(rows))
+        answers: set[frozenset[str]] = set()
+        if plan.labels is None:
+            samples = list(self._plain(plan, rows, counts))
+        else:
+            tokeniser = ExampleTokeniser(
+                plan.source,
+                plan.form,
+                plan.labels,
+                self.job.encoder,
+                plan.loss_on,
+                plan.over_length,
+                self.job.max_length,
+            )
+            samples, answers = list(tokeniser.run(rows, counts)), tokeniser.answers
+        parts = [part for _, part, _ in samples]
+        counts["unknown_tokens"] += self._count_unknown(parts)
+        chunk = SampleChunk.of(
+            [one.ids for one in parts],
+            [one.mask for one in parts],
+            [one.num_bytes for one in parts],
+            [source_index] * len(parts),
+            [row.ordinal for row, _, _ in samples],
+            [facts for _, _, facts in samples] if self.job.keeps_examples else None,
+        )
+        return Result(source_index, chunk, counts, answers)
+
+    def _plain(
+        self, plan: SourcePlan, rows: Sequence[Row], counts: Counter[str]
+    ) -> Iterator[OneSample]:
+        """Samples of rows that are rendered once."""
         rendered = [
             render_sample(
                 convert(row, plan.source, plan.form), plan.loss_on, self.job.template, row.place
             )
             for row in rows
         ]
-        counts: Counter[str] = Counter(rows=len(rows))
-        pieces: list[TokenRow] = []
-        ordinals: list[int] = []
         for row, whole in zip(rows, self.job.encoder.encode(rendered), strict=True):
             fitting = self._fit(plan, row, whole, counts)
             kept = [one for one in fitting if one.mask[1:].any()]
@@ -88,18 +127,9 @@ class Tokeniser:
             elif len(kept) < len(fitting):
                 counts["pieces_unsupervised"] += len(fitting) - len(kept)
             counts["boundary_tokens"] += whole.boundary_tokens if kept else 0
-            counts["unknown_tokens"] += self._count_unknown(kept)
-            pieces += kept
-            ordinals += [row.ordinal] * len(kept)
-        sources = [source_index] * len(pieces)
-        chunk = SampleChunk.of(
-            [one.ids for one in pieces],
-            [one.mask for one in pieces],
-            [one.num_bytes for one in pieces],
-            sources,
-            ordinals,
-        )
-        return Result(source_index, chunk, counts)
+            facts = SampleFacts(content_hash(row, plan.form) if self.job.keeps_examples else 0)
+            for one in kept:
+                yield row, one, facts
 
     def _fit(
         self, plan: SourcePlan, row: Row, whole: TokenRow, counts: Counter[str]
@@ -142,9 +172,14 @@ def tokenise_sources(
     streams: Sequence[Iterable[Row]],
     writer: StoreWriter,
     num_workers: int | None = None,
-) -> list[Counter[str]]:
-    """Writes all samples of all sources, in order; gives the counts of each source."""
+) -> tuple[list[Counter[str]], list[set[frozenset[str]]]]:
+    """Writes all samples of all sources, in order.
+
+    Gives the counts of each source, and the different sets of answers that its rows offer (see
+    Result; more than one means that they differ).
+    """
     counts: list[Counter[str]] = [Counter() for _ in streams]
+    answers: list[set[frozenset[str]]] = [set() for _ in streams]
     chunks = _chunks(streams)
     first = list(_first_rows(chunks, _FEW_ROWS))
     num_rows = sum(len(rows) for _, rows in first)
@@ -156,8 +191,9 @@ def tokenise_sources(
         for result in results:
             writer.append(result.chunk)
             counts[result.source_index].update(result.counts)
+            answers[result.source_index] |= result.answers
             bar.update(result.counts["rows"])
-    return counts
+    return counts, answers
 
 
 def _chunks(streams: Sequence[Iterable[Row]]) -> Iterator[tuple[int, list[Row]]]:

@@ -63,7 +63,7 @@ def evaluate_command(
     Args:
         base: the run's base model without what was trained.
         recipe: whose data to evaluate on; the run's own when left out.
-        split: `validation` or `train`.
+        split: `validation`, `train`, or `dev` (of fewshot.subset).
         output: a JSON file for the numbers.
 
     Raises:
@@ -114,16 +114,24 @@ def _config_of(target: Target, recipe: str | Path | None, overrides: Sequence[st
 
 
 def _choose_split(data: PreparedData, split: str) -> TokenStore:
+    """A part of the data; of labelled examples the right answers only."""
     if split == "train":
-        return data.train
-    if split != "validation":
-        raise ConfigError(f"--split {split}: validation or train")
+        return data.train.gold()
+    if split not in ("validation", "dev"):
+        raise ConfigError(f"--split {split}: validation, dev or train")
+    if split == "dev":
+        if data.dev is None:
+            raise DataError(
+                "--split dev: the recipe has no dev examples; fewshot.subset: {k: 16, dev: true} "
+                "takes some."
+            )
+        return data.dev.gold()
     if data.validation is None:
         raise DataError(
             "data.validation: the recipe holds nothing out. Evaluate with --split train, or give "
             "--recipe with data.validation."
         )
-    return data.validation
+    return data.validation.gold()
 
 
 def score_samples(

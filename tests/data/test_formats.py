@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ds_train.config.data import SourceConfig
-from ds_train.data.formats import RowFormat, choose_format, convert
+from ds_train.data.columns import RowFormat
+from ds_train.data.formats import choose_format, convert
 from ds_train.data.read import Row
 from ds_train.data.sources import Source
 from ds_train.data.types import Completion, Conversation, Document, Message, Sample
