@@ -197,7 +197,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     _add_target_arguments(parser)
     parser.add_argument("--recipe", help="whose data to use; the run's own when left out")
-    parser.add_argument("--split", choices=["validation", "train"], default="validation")
+    parser.add_argument("--split", choices=["validation", "dev", "train"], default="validation")
     parser.add_argument(
         "--max-rows",
         type=_count,
