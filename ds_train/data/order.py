@@ -53,7 +53,7 @@ class RowPlan:
         return self.start(number + 1).rows - self.start(number).rows
 
     def row(self, number: int, index: int) -> Ints:
-        """Row `index` of block `number`: sample ids [n], or pieces [n, 3] (data/pieces.py)."""
+        """Row `index` of block `number`: sample ids [n], pieces [n, 3] or parts [n, 4]."""
         return self.block(number).row(index)
 
     def parts(self, first: int, stop: int) -> tuple[Ints, Ints]:
@@ -65,8 +65,9 @@ class RowPlan:
             rows = self.block(number)
             end = min(rows.num_rows, index + stop - first)
             here = slice(rows.offsets[index], rows.offsets[end])
-            samples.append(rows.samples[here])
-            tokens.append(rows.tokens[here])
+            kept = slice(None) if rows.roles is None else rows.samples[here] >= 0  # no separators
+            samples.append(rows.samples[here][kept])
+            tokens.append(rows.tokens[here][kept])
             first += end - index
         return np.concatenate(samples), np.concatenate(tokens)
 
@@ -158,8 +159,8 @@ class StepPlan:
         )
 
     def rows(self, step: int) -> list[Ints]:
-        """The step's `global_batch_size` rows, each sample ids [n] or pieces [n, 3] (see
-        data/pieces.py); empty past the run's end."""
+        """The step's `global_batch_size` rows, each sample ids [n], pieces [n, 3] (data/pieces.py)
+        or parts [n, 4] (data/parts.py); empty past the run's end."""
         first, stop = self.first_row(step), self.first_row(step + 1)
         rows = [self.row_plan.row(*self.row_plan.locate(row)) for row in range(first, stop)]
         missing = self.global_batch_size - len(rows)

@@ -1,46 +1,28 @@
-"""`ds-train evaluate`: how well a model predicts the supervised tokens of a recipe's data.
-
-Every sample stands alone in its row, so nothing depends on packing or attention masks; the sums
-are those of training: token losses over all samples, divided by the number of supervised tokens.
-"""
+"""`ds-train evaluate`: how well a model predicts the supervised tokens of a recipe's data."""
 
 from __future__ import annotations
 
 import json
-import math
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
-from ds_train.data.batch import Batch, eval_batches
 from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.data.store import TokenStore
 from ds_train.errors import ConfigError, DataError, quoted
+from ds_train.evaluate.episodes import score_shots, tables
 from ds_train.evaluate.model import Target, find_target, load_for_inference
+from ds_train.evaluate.samples import by_source, score_samples, summarise
+from ds_train.fewshot.build import episodes_section
 from ds_train.model.head import LanguageModel
 from ds_train.model.tokenizer import pad_token_id
 
 Say = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a model did on each sample of a store [num_samples]."""
-
-    loss_sum: NDArray[np.float64]
-    """Sum of the losses of the supervised tokens, in nats."""
-    num_correct: NDArray[np.int64]
-    """Supervised tokens that were the most likely ones."""
 
 
 def evaluate_command(
@@ -73,24 +55,29 @@ def evaluate_command(
     config = _config_of(found, recipe, overrides)
     data = prepare_data(config, say=say)
     store = _choose_split(data, split)
-    if max_samples is not None:
-        store = store.select(np.arange(min(max_samples, store.num_samples)))
     model, tokenizer = load_for_inference(found, dtype=dtype, device=device, say=say)
     train = config.train
     started = time.monotonic()
-    scores = score_samples(
-        LanguageModel(model, config.model.loss_implementation),
-        store,
-        batch_size=batch_size
+    how: dict[str, Any] = {
+        "batch_size": batch_size
         or train.per_device_eval_batch_size
         or max(train.per_device_train_batch_size, 8),
-        max_length=config.data.max_length,
-        pad_token_id=pad_token_id(tokenizer, say),
-    )
-    result: dict[str, Any] = {"target": found.title, "split": split, **summarise(store, scores)}
+        "pad_token_id": pad_token_id(tokenizer, say),
+    }
+    language_model = LanguageModel(model, config.model.loss_implementation)
+    result: dict[str, Any] = {"target": found.title, "split": split}
+    if episodes_section(config) is not None:
+        shots = score_shots(language_model, config, data, store, max_samples=max_samples, **how)
+        result |= {**list(shots.values())[-1], "shots": shots}
+    else:
+        if max_samples is not None:
+            store = store.select(np.arange(min(max_samples, store.num_samples)))
+        scores = score_samples(language_model, store, max_length=config.data.max_length, **how)
+        result |= summarise(store, scores)
+        result["sources"] = by_source(store, scores, data.source_names)
     result["seconds"] = round(time.monotonic() - started, 3)
-    result["sources"] = _by_source(store, scores, data.source_names)
-    say(format_table(result))
+    for text in tables(result, format_table) if "shots" in result else [format_table(result)]:
+        say(text)
     if output is not None:
         Path(output).write_text(json.dumps(result, indent=2) + "\n")
     return result
@@ -132,84 +119,6 @@ def _choose_split(data: PreparedData, split: str) -> TokenStore:
             "--recipe with data.validation."
         )
     return data.validation.gold()
-
-
-def score_samples(
-    model: LanguageModel,
-    store: TokenStore,
-    *,
-    batch_size: int,
-    max_length: int,
-    pad_token_id: int,
-) -> Scores:
-    """Scores of every sample of the store, longest samples first, on the model's device."""
-    device = next(model.parameters()).device
-    loss_sum = np.zeros(store.num_samples)
-    num_correct = np.zeros(store.num_samples, dtype=np.int64)
-    batches = eval_batches(
-        store,
-        rank=0,
-        dp_size=1,
-        micro_batch_size=batch_size,
-        max_length=max_length,
-        packing=False,
-        pad_token_id=pad_token_id,
-        # Padding stands on the right and attention looks left: plain positions are the true ones.
-        with_positions=False,
-    )
-    total = math.ceil(store.num_samples / batch_size)
-    hidden = not sys.stderr.isatty()
-    with torch.inference_mode():
-        for batch in tqdm(batches, total=total, desc="evaluate", disable=hidden, leave=False):
-            losses, correct = _score_batch(model, batch.to(device))
-            ids = batch.sample_ids  # a row each; rows without a sample come last
-            loss_sum[ids] = losses[: len(ids)]
-            num_correct[ids] = correct[: len(ids)]
-    return Scores(loss_sum, num_correct)
-
-
-def _score_batch(
-    model: LanguageModel, batch: Batch
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Loss sum and right argmaxes of each row [rows]."""
-    losses, correct = model(
-        batch.input_ids, batch.labels, num_supervised=batch.num_supervised, per_token=True
-    )
-    return losses.double().sum(dim=1).cpu().numpy(), correct.sum(dim=1).cpu().numpy()
-
-
-def summarise(
-    store: TokenStore, scores: Scores, members: NDArray[np.bool_] | None = None
-) -> dict[str, Any]:
-    """Loss, perplexity, accuracy and exact match over the samples (or some `members`).
-
-    `exact_match` is the share of samples whose every supervised token is the most likely one:
-    what greedy decoding, asked the same, would answer word for word.
-    """
-    chosen = np.ones(store.num_samples, bool) if members is None else members
-    supervised = store.supervised[chosen].astype(np.int64)
-    num_supervised = int(supervised.sum())
-    loss = float(scores.loss_sum[chosen].sum() / num_supervised)
-    correct = scores.num_correct[chosen]
-    return {
-        "num_samples": int(chosen.sum()),
-        "num_tokens": int(store.lengths[chosen].sum(dtype=np.int64)),
-        "supervised_tokens": num_supervised,
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "token_accuracy": float(correct.sum() / num_supervised),
-        "exact_match": float((correct == supervised).mean()),
-    }
-
-
-def _by_source(
-    store: TokenStore, scores: Scores, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """The numbers of each source that has samples in the store."""
-    present = np.unique(store.sources).tolist()
-    return {
-        f"{names[index]}": summarise(store, scores, store.sources == index) for index in present
-    }
 
 
 def format_table(result: dict[str, Any]) -> str:

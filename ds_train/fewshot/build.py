@@ -1,4 +1,4 @@
-"""From a recipe with `fewshot.episodes` to its stream of rows, and to the rows it is evaluated on."""
+"""From a recipe with `fewshot.episodes` to its stream of rows, and to those it is evaluated on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ds_train.data.encode import TextEncoder, open_tokenizer
 from ds_train.data.order import RowPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
-from ds_train.fewshot.episodes import EpisodeBlocks, Episodes
+from ds_train.fewshot.episodes import EpisodeBlocks, Episodes, EvaluationEpisodes
 from ds_train.fewshot.layout import Joints
 
 Say = Callable[[str], object]
@@ -39,6 +39,17 @@ def build_episodes(
     joints = Joints.of(TextEncoder.of(open_tokenizer(config.model)), section)
     names, length = prepared.source_names, config.data.max_length
     return Episodes(store, section, joints, length, names, most)
+
+
+def evaluation_episodes(
+    config: RunConfig, prepared: PreparedData, store: TokenStore
+) -> dict[int, EvaluationEpisodes]:
+    """Number of demonstrations -> episodes of one part of the data, for all of `shots`."""
+    section = episodes_section(config)
+    assert section is not None
+    shots = section.measured_shots
+    episodes = build_episodes(config, prepared, store, shots[-1])
+    return {num: episodes.for_evaluation(num) for num in shots}
 
 
 def _check_formats(prepared: PreparedData, store: TokenStore) -> None:

@@ -12,6 +12,7 @@ For evaluation every example is the query of one episode that is the same in eve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
@@ -32,6 +33,22 @@ STRETCH = {False: 1024, True: 8192}
 """Episodes of a block, by whether they are packed (more of them fill rows better)."""
 _EVALUATION_SEED = 0
 """Whatever train.seed is: all runs are measured on the same episodes."""
+
+
+@dataclass(frozen=True)
+class EvaluationEpisodes:
+    """One episode a row, each query's sample once, ascending."""
+
+    rows: list[Ints]
+    """Parts [n, 4] of each row (data/parts.py)."""
+    queries: Ints
+    """[num_rows] sample of the query."""
+    lengths: Ints
+    """[num_rows] tokens."""
+    supervised: Ints
+    """[num_rows] tokens that are measured."""
+    num_shown: Ints
+    """[num_rows] demonstrations that fit."""
 
 
 class Episodes:
@@ -73,11 +90,17 @@ class Episodes:
         learn_all = training and self.config.loss_on == "all"
         return self.layout.lay(samples[:, :-1], samples[:, -1], learn_all=learn_all)
 
-    def evaluation_rows(self, k: int) -> list[Ints]:
-        """An episode a row, [n, 4] parts each: every example as the query once, in their order."""
+    def for_evaluation(self, k: int) -> EvaluationEpisodes:
+        """Every example as the query once, in their order."""
         queries = np.arange(len(self.sources), dtype=np.int64)
         laid = self.lay(queries, k, _EVALUATION_SEED, training=False)
-        return [laid.parts[start:stop] for start, stop in pairwise(laid.offsets)]
+        return EvaluationEpisodes(
+            [laid.parts[start:stop] for start, stop in pairwise(laid.offsets)],
+            laid.parts[laid.offsets[1:] - 1, 0],
+            laid.lengths,
+            laid.supervised,
+            laid.num_shown,
+        )
 
 
 class EpisodeBlocks:

@@ -1,4 +1,4 @@
-"""Held-out tasks: sources that a run is only evaluated on, and proof that nothing of them trains."""
+"""Held-out tasks: sources that a run is only evaluated on, and the check that none of it trains."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from ds_train.checkpoint.export import export_command
 from ds_train.data.store import TokenStore
 from ds_train.errors import ConfigError, DataError, ModelError
-from ds_train.evaluate.loss import evaluate_command, score_samples, summarise
+from ds_train.evaluate.loss import evaluate_command
+from ds_train.evaluate.samples import score_samples, summarise
 from ds_train.model.head import LanguageModel
 from ds_train.model.tiny import save_tiny, tiny_model
 
