@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
     "ds_train.fewshot": 2,
     # 3: torch, transformers, peft
     "ds_train.data.batch": 3,
+    "ds_train.data.candidate_batch": 3,
     "ds_train.data.loader": 3,
     "ds_train.ops": 3,
     "ds_train.model": 3,
@@ -40,6 +41,12 @@ LAYERS: dict[str, int] = {
     "ds_train.train": 5,
     # 6
     "ds_train.checkpoint": 6,
+    "ds_train.evaluate.requests": 2,
+    "ds_train.evaluate.sharing": 3,
+    "ds_train.evaluate.scorer": 5,
+    "ds_train.evaluate.task_list": 5,
+    "ds_train.evaluate.task_model": 5,
+    "ds_train.evaluate.tasks": 5,
     "ds_train.evaluate": 6,
     "ds_train.quickstart": 6,
     "ds_train.score": 6,
