@@ -58,6 +58,10 @@ class DataError(InputError):
     """A data file that is missing, unreadable or not what the recipe says it is."""
 
 
+class NotScoredYet(DataError):
+    """A step was asked for whose samples depend on a difficulty that the run is yet to measure."""
+
+
 class ModelError(InputError):
     """A model folder, tokenizer or adapter that can't be used as asked."""
 

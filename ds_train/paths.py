@@ -56,6 +56,11 @@ class RunPaths:
         return self.root / "data_audit.json"
 
     @property
+    def subset(self) -> Path:
+        """The examples that fewshot.subset has chosen: ids, rows, and their hash."""
+        return self.root / "subset.json"
+
+    @property
     def run_facts(self) -> Path:
         """Fingerprints of base model and data, versions of packages."""
         return self.root / "run.json"
@@ -64,6 +69,11 @@ class RunPaths:
     def curriculum(self) -> Path:
         """What a curriculum or a mixture has shown the model, written at the end."""
         return self.root / "curriculum.json"
+
+    @property
+    def difficulty(self) -> Path:
+        """Folder of the difficulties that the model in training has measured."""
+        return self.root / "difficulty"
 
     @property
     def metrics(self) -> Path:

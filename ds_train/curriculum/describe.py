@@ -13,7 +13,7 @@ _LINES = 10
 
 def format_report(facts: dict[str, Any]) -> list[str]:
     """Lines: pools over the steps, exposure by difficulty, sources, packing."""
-    lines = [_headline(facts), *_pools(facts["steps"])]
+    lines = [_headline(facts), *_scored_again(facts), *_pools(facts["steps"])]
     kind = "measured" if "measured" in facts else "predicted"
     counted = facts[kind]
     if "exposure_by_decile" in counted:
@@ -54,6 +54,20 @@ def _headline(facts: dict[str, Any]) -> str:
     if "block_samples" in facts:
         text += f", blocks of {facts['block_samples']:,} samples"
     return text
+
+
+def _scored_again(facts: dict[str, Any]) -> list[str]:
+    """Where the difficulty is measured again, and what is not known because of it."""
+    if not (after := facts.get("scored_again_after_steps")):
+        return []
+    places = ", ".join(f"{step:,}" for step in after)
+    line = f"the model scores the samples again after step {places}"
+    if known := facts.get("known_steps"):
+        line += (
+            f"; what is drawn after step {known:,} is known once the run has come there, so the "
+            f"numbers below are of steps 1 to {known:,} of {facts['total_steps']:,}"
+        )
+    return [line]
 
 
 def _pools(steps: list[dict[str, Any]]) -> list[str]:

@@ -3,12 +3,13 @@
 The same sums are made from the plan before the run, and from the batches that each rank has
 trained on during it; the ranks' sums add up. A sample's exposure is its tokens shown over its
 length, so that one that a row length cuts counts for what is left of it. Samples are grouped into
-tenths by difficulty.
+tenths by difficulty; where they are scored again during the run, what a step shows counts to the
+tenths of the difficulty that it was drawn by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +28,25 @@ class Exposure:
 
     def __init__(self, store: TokenStore, plan: StepPlan, num_sources: int) -> None:
         self._store, self._plan = store, plan
-        self.of_samples: Ints = np.zeros(store.num_samples, dtype=np.int64)
-        """[N] tokens of each sample."""
+        self.of_segments: Ints = np.zeros((num_segments(plan), store.num_samples), dtype=np.int64)
+        """[segments, N] tokens of each sample; a step counts to the segment in which it begins."""
         self.of_stages: Ints = np.zeros((num_stages(plan), num_sources), dtype=np.int64)
         """[stages, sources] tokens; a step counts to the stage in which it begins."""
 
     def add(self, step: int, samples: Ints, tokens: Ints) -> None:
         """Some or all samples of a step (or pieces of them) were shown; `tokens` of each."""
-        np.add.at(self.of_samples, samples, tokens)
-        stage = drawn_at(self._plan, step).stage if len(self.of_stages) > 1 else 0
+        segment = stage = 0
+        if len(self.of_stages) > 1 or len(self.of_segments) > 1:
+            drawn = drawn_at(self._plan, step)
+            segment, stage = drawn.segment, drawn.stage
+        np.add.at(self.of_segments[segment], samples, tokens)
         np.add.at(self.of_stages[stage], self._store.sources[samples], tokens)
+
+    @property
+    def of_samples(self) -> Ints:
+        """[N] tokens of each sample."""
+        whole: Ints = self.of_segments.sum(axis=0)
+        return whole
 
     def add_planned(self, steps: Iterable[int]) -> None:
         """What the plan has for these steps."""
@@ -48,6 +58,12 @@ def num_stages(plan: StepPlan) -> int:
     """Stages of the run's mixture; 1 without one."""
     shares = getattr(plan.row_plan.blocks, "shares", None)
     return 1 if shares is None else len(shares.by_stage)
+
+
+def num_segments(plan: StepPlan) -> int:
+    """Stretches of the run with one difficulty each; 1 where it is not measured again."""
+    segments = getattr(plan.row_plan.blocks, "segments", None)
+    return 1 if segments is None else 1 + len(segments.steps)
 
 
 def drawn_at(plan: StepPlan, step: int) -> Drawn:
@@ -81,19 +97,33 @@ class Deciles:
 
 
 def exposure_facts(
-    exposure: Exposure, store: TokenStore, deciles: Deciles | None, names: tuple[str, ...]
+    exposure: Exposure, store: TokenStore, deciles: Sequence[Deciles], names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The sums in the form in which they are written to curriculum.json."""
-    unseen, times = exposure.of_samples == 0, exposure.of_samples / store.lengths
+    """The sums in the form in which they are written to curriculum.json.
+
+    `deciles`: of each segment whose difficulties are known; none without difficulties. Samples that
+    were never shown have no segment: they are counted by the last known difficulty.
+    """
+    of_samples = exposure.of_samples
+    unseen, times = of_samples == 0, of_samples / store.lengths
     facts: dict[str, Any] = {
-        "tokens": int(exposure.of_samples.sum()),
+        "tokens": int(of_samples.sum()),
         "passes": float(times.mean()),
         "unseen_share": float(unseen.mean()),
         "most_often": float(times.max()),
     }
-    if deciles is not None:
-        facts["exposure_by_decile"] = deciles.mean(times)
-        facts["unseen_by_decile"] = deciles.mean(unseen)
+    if deciles:
+        by_segment = [
+            one.mean(tokens / store.lengths)
+            for one, tokens in zip(deciles, exposure.of_segments, strict=False)
+        ]
+        facts["exposure_by_decile"] = [_sum(of_tenth) for of_tenth in zip(*by_segment, strict=True)]
+        facts["unseen_by_decile"] = deciles[-1].mean(unseen)
+        if len(exposure.of_segments) > 1:
+            facts["segments"] = [
+                {"tokens": int(tokens.sum()), "exposure_by_decile": by_decile}
+                for tokens, by_decile in zip(exposure.of_segments, by_segment, strict=False)
+            ]
     sizes = np.bincount(store.sources, minlength=len(names))
     shown = np.bincount(store.sources, weights=times, minlength=len(names))
     by_source = exposure.of_stages.sum(axis=0)
@@ -120,6 +150,12 @@ def stage_facts(
         }
         for tokens, shares in zip(exposure.of_stages, asked, strict=True)
     ]
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """Sum over segments; a tenth that is empty in one is empty in all."""
+    found = [value for value in values if value is not None]
+    return sum(found) if found else None
 
 
 def _share(part: Any, whole: Any) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ds_train.curriculum.exposure import (
     num_stages,
     stage_facts,
 )
+from ds_train.curriculum.refresh import fingerprints_of, segments_of
 from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.divide import PreparedData
 from ds_train.data.order import StepPlan
@@ -44,19 +44,38 @@ class Reporting:
     ) -> None:
         self._config, self._prepared, self._plan, self._scores = config, prepared, plan, scores
         self._total_steps = plan.total_steps(config.train)
+        self._tenths: list[Deciles] = []
 
-    @cached_property
-    def _deciles(self) -> Deciles | None:
-        return None if self._scores is None else Deciles.of(self._scores.values)
+    @property
+    def _segments(self) -> list[DifficultyScores]:
+        """Difficulties of the run's segments, as far as they exist; empty without any."""
+        if self._scores is None:
+            return []
+        if (segments := segments_of(self._plan)) is None:
+            return [self._scores]
+        return [one.scores for one in segments.known if one.scores is not None]
+
+    @property
+    def _known_steps(self) -> int:
+        """Steps whose samples are known: all of them, but before the last scoring of a run."""
+        segments = segments_of(self._plan)
+        known = None if segments is None else segments.next_step
+        return self._total_steps if known is None else known
+
+    def _deciles(self) -> list[Deciles]:
+        """Of each segment."""
+        for scores in self._segments[len(self._tenths) :]:
+            self._tenths.append(Deciles.of(scores.values))
+        return self._tenths
 
     def new_exposure(self) -> Exposure:
         """Counts of nothing yet."""
         return Exposure(self._prepared.train, self._plan, len(self._prepared.source_names))
 
     def predicted(self) -> Facts:
-        """The whole report, before the run."""
+        """The whole report, before the run; where samples are scored again, up to there."""
         exposure = self.new_exposure()
-        exposure.add_planned(range(self._total_steps))
+        exposure.add_planned(range(self._known_steps))
         facts = {**self._common(), "predicted": self._counted(exposure)}
         return facts | ({"packing": self._packing()} if self._config.data.packing else {})
 
@@ -79,7 +98,7 @@ class Reporting:
 
     def _counted(self, exposure: Exposure) -> Facts:
         names = self._prepared.source_names
-        facts = exposure_facts(exposure, self._prepared.train, self._deciles, names)
+        facts = exposure_facts(exposure, self._prepared.train, self._deciles(), names)
         shares = getattr(self._plan.row_plan.blocks, "shares", None)
         if shares is not None:
             members = np.unique(self._prepared.train.sources)
@@ -97,17 +116,30 @@ class Reporting:
         if self._scores is not None:
             facts["metric"] = self._scores.metric
             facts["difficulty_fingerprint"] = self._scores.fingerprint
+        facts |= self._scored_again()
         if isinstance(blocks, DrawnBlocks):
             if blocks.growing is None:
                 facts["block_samples"] = blocks.sizes.usual
             else:  # its blocks have as many as the length of rows wants
-                facts["tokens_cut_off"] = self._plan.dropped_before(self._total_steps)
+                facts["tokens_cut_off"] = self._plan.dropped_before(self._known_steps)
         return facts | {"steps": list(self._trace())}
+
+    def _scored_again(self) -> Facts:
+        """Where the model scores the samples during the run, and what came of it so far."""
+        if (segments := segments_of(self._plan)) is None:
+            return {}
+        facts: Facts = {
+            "scored_again_after_steps": list(segments.steps),
+            "difficulty_fingerprints": fingerprints_of(segments),
+        }
+        if self._known_steps < self._total_steps:
+            facts["known_steps"] = self._known_steps
+        return facts
 
     def _trace(self) -> Iterator[Facts]:
         """What steps are drawn from: evenly spread ones of a long run."""
-        number = min(self._total_steps, _TRACED_STEPS)
-        spread = np.linspace(0, self._total_steps - 1, number).round().astype(int)
+        number = min(self._known_steps, _TRACED_STEPS)
+        spread = np.linspace(0, self._known_steps - 1, number).round().astype(int)
         for step in np.unique(spread).tolist():
             drawn, samples = drawn_at(self._plan, step), self._plan.sample_ids(step)
             pools = drawn.pools or (self._prepared.train.num_samples,)
@@ -122,16 +154,17 @@ class Reporting:
                 facts["stage"] = drawn.stage + 1
             if drawn.row_length is not None:
                 facts["row_length"] = drawn.row_length
-            if self._scores is not None and len(samples):
-                facts["mean_difficulty"] = float(self._scores.values[samples].mean())
+            if self._segments and len(samples):
+                values = self._segments[drawn.segment].values
+                facts["mean_difficulty"] = float(values[samples].mean())
             yield facts
 
     def _packing(self) -> Facts:
         """How full rows are, and how far packing moved samples from where they were drawn."""
         rows, plan = self._plan.row_plan, self._plan
-        last = rows.locate(plan.first_row(self._total_steps))[0]
-        num_rows = plan.first_row(self._total_steps)
-        tokens = plan.tokens_before(self._total_steps)
+        num_rows = plan.first_row(self._known_steps)
+        last = rows.locate(num_rows - 1)[0]
+        tokens = plan.tokens_before(self._known_steps)
         facts: Facts = {"full": tokens / max(1, self._room(num_rows))}
         if isinstance(rows.blocks, DrawnBlocks):
             tried = np.unique(np.linspace(0, last, min(last + 1, _TRIED_BLOCKS)).astype(int))

@@ -64,11 +64,17 @@ def open_stored(
 def store(
     folder: Path, name: str, values: NDArray[np.float32], facts: dict[str, Any]
 ) -> StoredScores:
-    """Write a file of difficulties in one move.
+    """`write_scores` into the cache of tokenised data; DataError where that can't be written."""
+    try:
+        return write_scores(folder, name, values, facts)
+    except OSError as error:
+        raise cannot_write(folder.parent, error) from None
 
-    Raises:
-        DataError: the folder can't be written.
-    """
+
+def write_scores(
+    folder: Path, name: str, values: NDArray[np.float32], facts: dict[str, Any]
+) -> StoredScores:
+    """Write a file of difficulties in one move; OSError where that can't be done."""
     path = folder / f"{name}.f32"
     new = folder / f".{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
     data = np.ascontiguousarray(values, "<f4")
@@ -83,8 +89,6 @@ def store(
         new.replace(path)
         sync_folder(folder)
         replace_text(folder / f"{name}.json", json.dumps(facts, indent=1) + "\n")
-    except OSError as error:
-        raise cannot_write(folder.parent, error) from None
     finally:
         new.unlink(missing_ok=True)
     return StoredScores(np.memmap(path, "<f4", mode="r"), facts, path)

@@ -1,10 +1,10 @@
 """Segments: stretches of a run that are ordered by one difficulty each.
 
 A run has one segment, unless its samples are scored again as it goes on (`metric: loss` with
-`refresh_at`, self-paced learning). Then segment s + 1 begins with boundary s, a step that the recipe
-alone decides, and its difficulties exist only once the run has come there. A block belongs to the
-segment in which it begins; blocks end at boundaries as far as that can be planned, so that without
-packing and mixtures the first step of a segment is the boundary itself.
+`refresh_at`, self-paced learning). Then a segment ends at each boundary, a step that the recipe
+alone decides, and the difficulties of the next one exist only once the run has come there. A block
+belongs to the segment in which it begins; blocks end at boundaries as far as that can be planned,
+so that without packing and mixtures the first step of a segment is the boundary itself.
 
 Rows of step t are thus a pure function of (recipe, data fingerprint, fingerprints of the
 difficulties of the segments up to t, t), for any number of ranks.
@@ -18,14 +18,10 @@ from dataclasses import dataclass
 
 from ds_train.curriculum.pool import Floats, Pool
 from ds_train.curriculum.scores import DifficultyScores
-from ds_train.errors import DataError
+from ds_train.errors import NotScoredYet
 
 Make = Callable[[DifficultyScores | None], tuple[Floats | None, Sequence[Pool]]]
 """From difficulties to what samples are ordered by [N], and the pool of each group."""
-
-
-class NotScoredYet(DataError):
-    """A step was asked for whose samples depend on a difficulty that does not exist yet."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ds_train.data.mix import Ints
 from ds_train.data.pack import pack_rows, single_rows
@@ -32,6 +33,8 @@ from ds_train.ops.reference import IGNORE
 
 PAD_MULTIPLE = 8
 """Row lengths are rounded up to this: tensor cores want it, and it costs a token or two."""
+_MOST_ROWS = 512
+"""Of a batch of samples of like length."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,20 @@ def eval_batches(
             max_length=max_length,
             with_positions=with_positions,
         )
+
+
+def length_batches(lengths: NDArray[np.integer], max_tokens: int) -> Iterator[Ints]:
+    """Indices of samples in batches of like length, the longest first.
+
+    A batch padded to its longest sample has at most `max_tokens` tokens, or one row.
+    """
+    longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
+    start = 0
+    while start < len(lengths):
+        width = -(-int(lengths[longest_first[start]]) // PAD_MULTIPLE) * PAD_MULTIPLE
+        stop = start + min(_MOST_ROWS, max(1, max_tokens // width))
+        yield longest_first[start:stop]
+        start = stop
 
 
 def _padded(longest: int, max_length: int | None) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.describe import format_report
 from ds_train.curriculum.plan import build_step_plan, find_scores
+from ds_train.curriculum.refresh import add_known_refreshes
 from ds_train.curriculum.report import Reporting, has_report
 from ds_train.data.audit import format_audit
 from ds_train.data.encode import open_tokenizer
@@ -66,6 +67,7 @@ def _report(config: RunConfig, prepared: PreparedData, say: Say) -> dict[str, An
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
     scores = find_scores(config, prepared, say)
     plan = build_step_plan(config, prepared, scores, batch.global_batch_size, say)
+    add_known_refreshes(config, plan, prepared.train.num_samples)
     return Reporting(config, prepared, plan, scores).predicted()
 
 
@@ -107,8 +109,11 @@ def _say_sample(sample: dict[str, Any], color: bool, say: Say, indent: str) -> N
 
 
 def _origin(sample: dict[str, Any]) -> str:
-    """Where in a curriculum or a mixture a sample comes from."""
+    """Where in a curriculum, a mixture or an episode a sample comes from."""
     parts = []
+    if "demonstrations" in sample:
+        rows = [f"{one['source_row'] + 1:,}" for one in sample["demonstrations"]]
+        parts.append(f"after rows {', '.join(rows)}" if rows else "no demonstrations")
     if "piece" in sample:
         start, stop = sample["piece"]
         parts.append(f"tokens {start:,} to {stop:,} of {sample['of_tokens']:,}")

@@ -10,13 +10,16 @@ import numpy as np
 
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import build_step_plan, find_scores
+from ds_train.curriculum.refresh import add_known_refreshes, segments_of
 from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import Drawn
 from ds_train.data.mix import Ints
 from ds_train.data.order import StepPlan
+from ds_train.data.parts import is_parts
 from ds_train.data.pieces import row_pieces
 from ds_train.data.share import share_of_rank
+from ds_train.data.show_episode import describe_episodes
 from ds_train.errors import DataError
 from ds_train.launch.world import find_world
 from ds_train.plan.batch import BatchPlan, batch_arithmetic
@@ -90,6 +93,7 @@ class StepView:
             for number, row in enumerate(self.rows)
         }
         self._groups = np.unique(prepared.train.sources)
+        self._segments = segments_of(plan)
 
     def rank(self, rank: int, batch: BatchPlan, packing: bool) -> list[list[list[dict[str, Any]]]]:
         """Micro-batches of a rank, each a list of rows, each a list of samples."""
@@ -104,6 +108,8 @@ class StepView:
         return [[self._row(row) for row in micro_batch] for micro_batch in share]
 
     def _row(self, row: Ints) -> list[dict[str, Any]]:
+        if is_parts(row):
+            return list(describe_episodes(self._prepared, self._tokenizer, row, segments))
         drawn, follows, parts = self._drawn[id(row)], False, []
         for sample, start, stop, goes_on in row_pieces(self._prepared.train, row):
             facts = describe_sample(
@@ -116,8 +122,12 @@ class StepView:
     def _origin(self, sample: int, drawn: Drawn | None) -> dict[str, Any]:
         """Difficulty of a sample, and the pool that it was drawn from."""
         facts: dict[str, Any] = {}
-        if self._scores is not None:
-            facts["difficulty"] = float(self._scores.values[sample])
+        scores = self._scores
+        if drawn is not None and drawn.segment:
+            assert self._segments is not None
+            scores = self._segments.known[drawn.segment].scores
+        if scores is not None:
+            facts["difficulty"] = float(scores.values[sample])
         if drawn is None:
             return facts
         group = 0
@@ -134,6 +144,7 @@ def describe_step(
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
     scores = find_scores(config, prepared)
     plan = build_step_plan(config, prepared, scores, batch.global_batch_size)
+    add_known_refreshes(config, plan, prepared.train.num_samples)
     total = plan.total_steps(config.train)
     if not 1 <= step <= total:
         raise DataError(f"--step {step}: the run has steps 1 to {total:,}; name one of them.")

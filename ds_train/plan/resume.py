@@ -91,6 +91,15 @@ def check_same_inputs(
             )
 
 
+def is_run_of(config: RunConfig) -> bool:
+    """Whether the recipe's output_dir holds a run of this recipe, whatever its batch size."""
+    try:
+        old, _ = _stored(RunPaths(Path(config.output_dir)))
+    except CheckpointError:
+        return False
+    return not any(_differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
+
+
 def _stored(paths: RunPaths) -> tuple[RunConfig, dict[str, Any]]:
     """Recipe and run.json of the run in the folder."""
     needed = {"global_batch_size", "base_fingerprint", "data_fingerprint"}

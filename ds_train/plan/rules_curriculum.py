@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.mixture import MixtureConfig
 from ds_train.config.run import RunConfig
-from ds_train.curriculum.pacing import RunLength
+from ds_train.curriculum.pacing import RunLength, refresh_steps
 from ds_train.errors import ConfigError
 from ds_train.units import Duration
 
@@ -21,6 +21,8 @@ def curriculum_rules(config: RunConfig) -> Iterator[str]:
         yield from _lengths(config, curriculum)
         if curriculum.order != "uniform":
             yield from _together(curriculum, mixture)
+            if curriculum.refresh_at:
+                yield from _refreshes(config, curriculum)
     if mixture is not None:
         yield from _names(config, mixture)
         untils = [stage.until for stage in mixture.stages]
@@ -87,6 +89,42 @@ def _together(curriculum: CurriculumConfig, mixture: MixtureConfig | None) -> It
         yield (
             "curriculum.stratify_by = source with data.mixture: the pool of a mixture is each "
             "source's own already; remove stratify_by."
+        )
+
+
+def _refreshes(config: RunConfig, curriculum: CurriculumConfig) -> Iterator[str]:
+    """Faults of scoring again during the run: what has to be known before, and would not be."""
+    field, train, mixture = "curriculum.refresh_at", config.train, config.data.mixture
+    if train.max_steps is None:
+        limit = "max_tokens" if train.max_tokens is not None else "num_train_epochs"
+        yield (
+            f"{field} = {curriculum.refresh_at}: the samples drawn after that are not known "
+            f"before, so that under train.{limit} nobody could tell how many steps the run has; "
+            "give train.max_steps instead."
+        )
+        return
+    steps = (0, *refresh_steps(config), train.max_steps)
+    if len(set(steps)) < len(steps):
+        places = ", ".join(f"{step:,}" for step in steps[1:-1])
+        yield (
+            f"{field} = {curriculum.refresh_at}: of {train.max_steps:,} steps these are the ones "
+            f"after {places}, and each has to be another one, before the last; give shares that "
+            "lie further apart, or more steps."
+        )
+    if isinstance(train.warmup_steps, Duration) and train.warmup_steps.unit != "steps":
+        yield (
+            f'{field} with train.warmup_steps = "{train.warmup_steps}": how many steps that is may '
+            "depend on samples that are not known before; give it in steps, or as a share."
+        )
+    if curriculum.cover:
+        yield (
+            f"{field} with curriculum.cover = true: an epoch can't be covered in two orders; set "
+            "cover: false."
+        )
+    if mixture is not None and mixture.max_epochs and mixture.on_exhausted != "repeat":
+        yield (
+            f"{field} with data.mixture.max_epochs: whether a source runs out is not known before "
+            "the run; set on_exhausted: repeat, or remove max_epochs."
         )
 
 

@@ -18,7 +18,7 @@ never found by tokenising the prompt once more. Several answers of one conversat
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -26,28 +26,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ds_train.data.batch import PAD_MULTIPLE, collate
+from ds_train.data.batch import collate, length_batches
 from ds_train.data.mix import Ints
 from ds_train.data.store import TokenStore
 from ds_train.engine.ranks import Ranks
 from ds_train.model.head import LanguageModel
 
 Floats = NDArray[np.float64]
-_MOST_ROWS = 512
-
-
-def length_batches(lengths: NDArray[np.integer], max_tokens: int) -> Iterator[Ints]:
-    """Indices of samples in batches of like length, the longest first.
-
-    A batch padded to its longest sample has at most `max_tokens` tokens, or one row.
-    """
-    longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
-    start = 0
-    while start < len(lengths):
-        width = -(-int(lengths[longest_first[start]]) // PAD_MULTIPLE) * PAD_MULTIPLE
-        stop = start + min(_MOST_ROWS, max(1, max_tokens // width))
-        yield longest_first[start:stop]
-        start = stop
 
 
 def answers_alone(store: TokenStore, samples: Ints, start_id: int) -> TokenStore:

@@ -37,7 +37,7 @@ class Delivered:
         if self._reporting is None or self._exposure is None:
             return
         exposure, ranks = self._exposure, self._ranks
-        exposure.of_samples = ranks.sum(torch.from_numpy(exposure.of_samples)).numpy()
+        exposure.of_segments = ranks.sum(torch.from_numpy(exposure.of_segments)).numpy()
         exposure.of_stages = ranks.sum(torch.from_numpy(exposure.of_stages)).numpy()
         if not ranks.is_main:
             return

@@ -11,6 +11,7 @@ from ds_train.checkpoint.folder import CheckpointFacts, latest_checkpoint, read_
 from ds_train.checkpoint.state import remove_partial
 from ds_train.config.load import dump_recipe
 from ds_train.config.run import RunConfig
+from ds_train.curriculum.refresh import remove_refreshes_from, segments_of
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import CheckpointError, quoted
 from ds_train.model.files import base_fingerprint
@@ -80,5 +81,7 @@ def write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
         "versions": {name: version(name) for name in _PACKAGES},
     }
     replace_text(paths.run_facts, json.dumps(facts, indent=1) + "\n")
+    if (segments := segments_of(run.plan)) is not None:
+        remove_refreshes_from(paths, segments)
     if run.initial and not run.start.step:
         save_tensors(paths.root / INITIAL_LORA, run.initial)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ds_train.config.curriculum import CurriculumConfig
 from ds_train.config.run import RunConfig
 from ds_train.config.train import TrainConfig
+from ds_train.errors import NotScoredYet
 from ds_train.train.schedule import Schedule
 from ds_train.units import Duration
 
@@ -35,8 +36,16 @@ Place = float | Duration
 
 
 def late_curriculum(config: RunConfig, schedule: Schedule, plan: StepPlan) -> str | None:
-    """The warning about a run whose plan is known, or None."""
-    places = [(field, place, _position(config.train, place, plan)) for field, place in ends(config)]
+    """The warning about a run whose plan is known, or None.
+
+    None too where the curriculum ends beyond what is known of a run that scores its samples again.
+    """
+    try:
+        places = [
+            (field, place, _position(config.train, place, plan)) for field, place in ends(config)
+        ]
+    except NotScoredYet:
+        return None
     return _warning(config.train, schedule, places)
 
 

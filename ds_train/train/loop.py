@@ -32,6 +32,7 @@ from ds_train.train.delivered import Delivered
 from ds_train.train.due import Position, is_due
 from ds_train.train.guard import DivergenceGuard, StopRequest
 from ds_train.train.late import late_curriculum
+from ds_train.train.refresh import Refresher
 from ds_train.train.run import Run
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
@@ -76,6 +77,7 @@ class Loop:
             tokens_before=run.plan.tokens_before,
         )
         self.delivered = Delivered(run.reporting, run.ranks, run.start.step)
+        self.refresher = Refresher(run, say)
         self.reporter: Reporter | None = None
         if run.ranks.is_main:
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
@@ -90,12 +92,12 @@ class Loop:
         if run.config.evaluate.at_start and self.facts.step == 0:
             self._evaluate()
         try:
-            steps = range(self.facts.step, run.total_steps)
-            for step, batches in prefetch(steps, run.build_batches):
-                if self._step(step, batches, guard):
-                    break
-            else:
-                self._finish()
+            for steps in self.refresher.stretches(self.facts.step):
+                self.facts = replace(self.facts, refreshed=self.refresher.fingerprints)
+                for step, batches in prefetch(steps, run.build_batches):
+                    if self._step(step, batches, guard):
+                        return
+            self._finish()
         finally:
             if self.reporter is not None:
                 self.reporter.close()

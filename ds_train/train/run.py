@@ -54,7 +54,7 @@ class Run:
             dp_size=self.ranks.world_size,
             micro_batch_size=self.batch.micro_batch_size,
             packing=self.config.data.packing,
-            **self._layout(),
+            **self.layout,
         )
 
     def build_validation(self) -> Iterator[Batch]:
@@ -68,10 +68,12 @@ class Run:
             micro_batch_size=train.per_device_eval_batch_size or train.per_device_train_batch_size,
             packing=self.config.data.packing,
             max_rows=self.config.evaluate.max_rows,
-            **self._layout(),
+            **self.layout,
         )
 
-    def _layout(self) -> dict[str, Any]:
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How `collate` is to lay out rows for this model."""
         return {
             "pad_token_id": self.pad_token_id,
             "flatten": self.flatten,

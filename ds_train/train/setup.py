@@ -9,6 +9,7 @@ from typing import Any
 from ds_train.checkpoint.state import load_checkpoint
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import build_step_plan
+from ds_train.curriculum.refresh import resume_refreshes, segments_of
 from ds_train.curriculum.report import Reporting, has_report
 from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.encode import open_tokenizer
@@ -66,6 +67,8 @@ def set_up(
     difficulty = scores.fingerprint if scores is not None else ""
     start = agreed_start(config, batch, data.fingerprint, difficulty, ranks)
     plan = build_step_plan(config, data, scores, batch.global_batch_size, say)
+    if (segments := segments_of(plan)) is not None:
+        resume_refreshes(paths, segments, start.refreshed, data.train.num_samples)
     tokenizer = open_tokenizer(config.model)
     saved_lora = paths.root / INITIAL_LORA if start.step else None
     model, initial, flatten = build_model(config, ds_config, ranks, saved_lora, say)

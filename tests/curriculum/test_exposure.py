@@ -68,7 +68,7 @@ def test_delivered_batches_of_all_ranks_add_up_to_the_plan(world_size: int, pack
                 exposure.add(step, batch.sample_ids, batch.sample_tokens)
     for other in sums[1:]:
         assert other.of_samples.sum() > 0
-        sums[0].of_samples += other.of_samples
+        sums[0].of_segments += other.of_segments
         sums[0].of_stages += other.of_stages
     facts = reporting.measured(sums[0], steps_from_plan=0)
     assert facts["measured_equals_predicted"] is True
