@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     # 3: torch, transformers, peft
     "ds_train.data.batch": 3,
     "ds_train.data.candidate_batch": 3,
+    "ds_train.data.candidate_batch": 3,
     "ds_train.data.loader": 3,
     "ds_train.ops": 3,
     "ds_train.model": 3,

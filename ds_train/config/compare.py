@@ -19,7 +19,16 @@ EQUAL_UPDATES = "equal_updates_to"
 RECORDED = ("loss", "perplexity", "token_accuracy")
 """Metrics that a run's own evaluations record."""
 
-METRICS = (*RECORDED, "exact_match")
+RANK_METRICS = (
+    "rank_accuracy",
+    "rank_accuracy_none",
+    "rank_accuracy_tokens",
+    "rank_accuracy_chars",
+    "rank_accuracy_bytes",
+)
+"""Of rank classification; `rank_accuracy` is that of `tokens` (fewshot/ranking.py)."""
+
+METRICS = (*RECORDED, "exact_match", *RANK_METRICS)
 """Metrics that `ds-train evaluate` measures, of all data and of each source."""
 
 LOWER_IS_BETTER = ("loss", "perplexity")

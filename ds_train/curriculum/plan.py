@@ -24,6 +24,7 @@ from ds_train.data.epochs import Totals
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
+from ds_train.fewshot.candidates import build_candidate_plan, losses_section
 
 Say = Callable[[str], object]
 
@@ -83,6 +84,8 @@ def build_row_plan(
     curriculum, mixture = ordering(config), config.data.mixture
     seq_len = None if config.curriculum is None else config.curriculum.seq_len
     if curriculum is None and mixture is None and seq_len is None:
+        if (losses := losses_section(config)) is not None:
+            return build_candidate_plan(config, losses, prepared)
         return RowPlan.uniform(store, config.data, seed, prepared.source_weights)
     if store.num_samples == 0:
         raise DataError("data.train: no sample is left to train on; see the audit for why.")

@@ -29,6 +29,7 @@ from ds_train.data.parts import is_parts, part_documents
 from ds_train.data.pieces import row_parts, row_pieces, row_tokens
 from ds_train.data.share import share_of_rank
 from ds_train.data.store import TokenStore
+from ds_train.model.choice_losses import Candidates
 from ds_train.ops.reference import IGNORE
 
 PAD_MULTIPLE = 8
@@ -55,6 +56,8 @@ class Batch:
     """Rows of the plan; with `flatten` they lie in one row of the tensors."""
     num_supervised: int
     """Labels that are not IGNORE: known here, so that no GPU has to be asked."""
+    candidates: Candidates | None = None
+    """Which answer to which example each line is; None where lines are rows."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; the copy runs beside the computation if pinned."""
@@ -71,6 +74,7 @@ class Batch:
             input_ids=change(self.input_ids),
             labels=change(self.labels),
             position_ids=positions,
+            candidates=None if self.candidates is None else self.candidates.mapped(change),
         )
 
 
@@ -144,8 +148,9 @@ def step_batches(
     flatten: bool = False,
     max_length: int | None = None,
     with_positions: bool = True,
+    make: Callable[..., Batch] | None = None,
 ) -> list[Batch]:
-    """One rank's micro-batches of one step; as many on every rank."""
+    """One rank's micro-batches of one step, as many on every rank; `make` in place of `collate`."""
     shares = share_of_rank(
         store,
         step_rows,
@@ -155,7 +160,7 @@ def step_batches(
         packing=packing,
     )
     return [
-        collate(
+        (make or collate)(
             store,
             rows,
             pad_token_id=pad_token_id,

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_train.data.store import TokenStore
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -25,6 +27,11 @@ Flags = NDArray[np.bool_]
 NORMALISATIONS = ("none", "tokens", "chars", "bytes")
 RANK_METRICS = ("rank_accuracy", *(f"rank_accuracy_{name}" for name in NORMALISATIONS))
 """Names of the shares; `rank_accuracy` is that of `tokens`."""
+NO_CHOICES = (
+    "{field}: no example of {part} has answers to choose from; use format: classification or "
+    "multiple_choice there, or leave it out."
+)
+"""Why nothing can be ranked."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Trials:
     """Candidates to rank: c of them, those of one trial together. An example with several templates
     is several trials."""
 
+    samples: Ints
+    """[c] of the store, ascending."""
     starts: Ints
     """[num_trials] first candidate of each trial."""
     example: Ints
@@ -40,6 +49,33 @@ class Trials:
     """[c] the right answer."""
     lengths: Mapping[str, Floats]
     """Normalisation -> [c] what the sums are divided by; `none` is left out."""
+
+    @classmethod
+    def of(cls, store: TokenStore, members: Flags | None = None) -> Trials | None:
+        """Those among a store's examples (or its `members` [N]) that have answers to choose from;
+        None where no example has."""
+        examples = store.examples
+        if examples is None:
+            return None
+        first, sizes = examples.group_starts[:-1], examples.num_choices()
+        chosen = (sizes > 1) & (examples.group_gold >= 0)
+        if members is not None:
+            chosen &= members[first]
+        if not chosen.any():
+            return None
+        samples = np.flatnonzero(chosen[examples.group])
+        sizes = sizes[chosen]
+        return cls(
+            samples=samples,
+            starts=np.cumsum(sizes) - sizes,
+            example=examples.example[first[chosen]],
+            gold=examples.gold[samples],
+            lengths={
+                "tokens": store.supervised[samples].astype(np.float64),
+                "chars": examples.answer_chars[samples].astype(np.float64),
+                "bytes": examples.answer_bytes[samples].astype(np.float64),
+            },
+        )
 
     @property
     def num_examples(self) -> int:

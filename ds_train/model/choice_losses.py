@@ -16,6 +16,7 @@ tokens, which `ds_train.ops` makes without logits; T counts every supervised tok
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,17 +35,9 @@ class Candidates:
     num_examples: int
     """n; 0 where a rank has nothing left in a step."""
 
-    def to(self, device: torch.device | str) -> Candidates:
-        """The same on a device."""
-        return Candidates(
-            self.example.to(device, non_blocking=True),
-            self.gold.to(device, non_blocking=True),
-            self.num_examples,
-        )
-
-    def pin_memory(self) -> Candidates:
-        """The same in page-locked memory."""
-        return Candidates(self.example.pin_memory(), self.gold.pin_memory(), self.num_examples)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Candidates:
+        """With each tensor changed, e.g. moved to a device."""
+        return Candidates(change(self.example), change(self.gold), self.num_examples)
 
 
 class ChoiceLosses(NamedTuple):

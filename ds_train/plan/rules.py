@@ -18,6 +18,7 @@ from ds_train.plan.ds_config import zero_settings
 from ds_train.plan.rules_curriculum import curriculum_rules
 from ds_train.plan.rules_engine import offload_rules, zero_rules
 from ds_train.plan.rules_episodes import episode_rules
+from ds_train.plan.rules_losses import losses_rules
 from ds_train.plan.rules_seq_len import seq_len_rules
 from ds_train.units import Duration
 
@@ -51,6 +52,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *curriculum_rules(config),
         *seq_len_rules(config),
         *episode_rules(config),
+        *losses_rules(config),
         *_evaluation(config),
         *zero_rules(config, world_size),
         *offload_rules(config),
@@ -247,7 +249,7 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
     evaluate, validation = config.evaluate, config.data.validation
     if validation.sources or validation.fraction:
         return
-    for field in ("every", "at_start", "max_rows"):
+    for field in ("every", "at_start", "max_rows", "rank_classification"):
         if _given(evaluate, field):
             yield (
                 f"evaluate.{field}: there is no validation data; set data.validation: "

@@ -114,6 +114,8 @@ def step_line(record: StepRecord, total_steps: int, left_seconds: float | None) 
 def evaluation_line(record: EvaluationRecord) -> str:
     """One evaluation as a plain line."""
     best = "  (best so far)" if record.best else ""
+    if record.rank_accuracy is not None:
+        best = f"  rank accuracy {record.rank_accuracy:.1%}{best}"
     return (
         f"evaluation after step {record.step:,}  loss {record.loss:.3f}  "
         f"perplexity {record.perplexity:,.2f}  token accuracy {record.token_accuracy:.1%}{best}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ class StepRecord:
     step: int
     """Number of this step; the first is 1."""
     loss: float
-    """Mean over the supervised tokens of the step."""
+    """Mean over the supervised tokens of the step, or over its examples (fewshot.losses)."""
     grad_norm: float
     """Global gradient norm before clipping."""
     learning_rate: float
@@ -43,6 +43,15 @@ class StepRecord:
     """tokens / seconds, all ranks together."""
     peak_memory_bytes: int
     """Of the rank that took most: device memory, or resident memory where there is no GPU."""
+    language_modelling: float | None = None
+    """fewshot.losses: mean loss of the right answers. None where there is no such loss."""
+    unlikelihood: float | None = None
+    """fewshot.losses: mean loss of the wrong answers' tokens."""
+    length_normalised: float | None = None
+    """fewshot.losses: mean cross-entropy among the candidates."""
+    rank_accuracy: float | None = None
+    """fewshot.losses: share of the examples whose right answer was likelier by token than the wrong
+    ones of the step."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,11 @@ class EvaluationRecord:
     """Wall time."""
     best: bool
     """Whether this is the lowest loss so far."""
+    rank_accuracy: float | None = None
+    """Share of the examples whose right answer is the likeliest of all by its mean log-probability
+    per token; None without evaluate.rank_classification."""
+    rank_chance: float | None = None
+    """What guessing would reach."""
 
 
 Record = StepRecord | EvaluationRecord
@@ -74,8 +88,9 @@ _CLASSES: dict[str, type[StepRecord] | type[EvaluationRecord]] = {
 
 
 def to_json(record: Record) -> str:
-    """The record as one line of JSON, `type` first; numbers that are not finite become null."""
-    values = {key: _finite(value) for key, value in asdict(record).items()}
+    """The record as one line of JSON, `type` first; numbers that are not finite become null, and
+    what a record does not have (None) is left out."""
+    values = {key: _finite(value) for key, value in asdict(record).items() if value is not None}
     return json.dumps({"type": record.type, **values}, allow_nan=False)
 
 
@@ -90,8 +105,9 @@ def from_json(line: str) -> Record:
         raise ValueError("not a record of a run")
     kind = _CLASSES[values.pop("type")]
     names = {field.name for field in fields(kind)}
-    if set(values) != names:
-        raise ValueError(f"keys {sorted(set(values) ^ names)} missing or unknown")
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if faults := (needed - set(values)) | (set(values) - names):
+        raise ValueError(f"keys {sorted(faults)} missing or unknown")
     known: dict[str, Any] = {key: math.nan if v is None else v for key, v in values.items()}
     return kind(**known)
 

@@ -63,7 +63,7 @@ def _numbers(record: Record) -> dict[str, float]:
     return {
         f"{record.type}/{key}": float(value)
         for key, value in asdict(record).items()
-        if key != "step" and math.isfinite(value)
+        if key != "step" and value is not None and math.isfinite(value)
     }
 
 

@@ -121,7 +121,7 @@ class Loop:
         result = train_step(
             run.engine,
             batches,
-            num_supervised=num_supervised,
+            objective=run.objective(step),
             learning_rate=rate,
             stop=self.request.requested,
         )
@@ -143,6 +143,7 @@ class Loop:
                 seconds=seconds,
                 tokens_per_second=num_tokens / seconds,
                 peak_memory_bytes=result.peak_memory_bytes,
+                **result.parts,
             )
         )
         last = step + 1 == run.total_steps  # `_finish` evaluates and saves that one
@@ -184,10 +185,14 @@ class Loop:
 
     def _evaluate(self) -> None:
         run = self.run
-        if run.data.validation is None:
+        if run.data.evaluated is None:
             return
         began = time.perf_counter()
-        result = evaluate_batches(run.engine, run.build_validation())
+        shares: dict[str, float] = {}
+        if run.config.evaluate.rank_classification:
+            result, shares = run.evaluate_ranked()
+        else:
+            result = evaluate_batches(run.engine, run.build_validation())
         lowest = math.inf if self.facts.best_loss is None else self.facts.best_loss
         best = result.loss < lowest  # never so for NaN
         self._report(
@@ -199,6 +204,8 @@ class Loop:
                 tokens=result.num_tokens,
                 seconds=time.perf_counter() - began,
                 best=best,
+                rank_accuracy=shares.get("rank_accuracy"),
+                rank_chance=shares.get("rank_chance"),
             )
         )
         if best:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,24 @@ from torch import Tensor
 
 from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
+from ds_train.config.fewshot import LossesConfig
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.report import Reporting
-from ds_train.data.batch import Batch, eval_batches, step_batches
+from ds_train.data.batch import Batch, collate, eval_batches, step_batches
+from ds_train.data.candidate_batch import collate_candidates
+from ds_train.data.mix import Ints
 from ds_train.data.order import StepPlan
 from ds_train.data.prepare import PreparedData
+from ds_train.data.store import TokenStore
 from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks
+from ds_train.fewshot.build import episodes_section, evaluation_episodes
+from ds_train.fewshot.candidates import num_gold_tokens
 from ds_train.model.adapter import write_adapter
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan
+from ds_train.train.objective import ChoiceObjective, Objective, TokenObjective
+from ds_train.train.ranked import Ranked, evaluate_ranked, rows_to_rank
 
 
 @dataclass(frozen=True)
@@ -54,21 +63,60 @@ class Run:
             dp_size=self.ranks.world_size,
             micro_batch_size=self.batch.micro_batch_size,
             packing=self.config.data.packing,
+            make=collate if self.losses is None else collate_candidates,
             **self.layout,
         )
 
+    @property
+    def losses(self) -> LossesConfig | None:
+        """Losses over candidate answers; None where every supervised token counts the same."""
+        return None if self.config.fewshot is None else self.config.fewshot.losses
+
+    def objective(self, step: int) -> Objective:
+        """What a step minimises."""
+        if self.losses is None:
+            return TokenObjective(self.plan.num_supervised(step))
+        rows = [row for row in self.plan.rows(step) if len(row)]
+        return ChoiceObjective(self.losses, len(rows), num_gold_tokens(self.data.train, rows))
+
     def build_validation(self) -> Iterator[Batch]:
         """This rank's share of the validation rows, one micro-batch after the other."""
-        assert self.data.validation is not None
+        held_out = self.data.evaluated
+        assert held_out is not None
+        return self._eval_batches(
+            held_out,
+            packing=self.config.data.packing and self._evaluation_episodes is None,
+            max_rows=self.config.evaluate.max_rows,
+            rows=self._evaluation_episodes,
+            **self.layout,
+        )
+
+    @cached_property
+    def _evaluation_episodes(self) -> list[Ints] | None:
+        """Rows of the last of `fewshot.episodes.shots`; None without episodes."""
+        held_out = self.data.evaluated
+        if held_out is None or episodes_section(self.config) is None:
+            return None
+        *_, last = evaluation_episodes(self.config, self.data, held_out).values()
+        return last.rows
+
+    def evaluate_ranked(self) -> Ranked:
+        """Score every answer of the held-out examples; a collective call."""
+        store = self.data.validation if self.data.dev is None else self.data.dev
+        assert store is not None
+        rows = rows_to_rank(store, self.config.evaluate.max_rows)
+        layout = {**self.layout, "flatten": False}
+        batches = self._eval_batches(store, packing=False, rows=rows, **layout)
+        return evaluate_ranked(self.engine, batches, store, len(rows))
+
+    def _eval_batches(self, store: TokenStore, **how: Any) -> Iterator[Batch]:
         train = self.config.train
         return eval_batches(
-            self.data.validation,
+            store,
             rank=self.ranks.rank,
             dp_size=self.ranks.world_size,
             micro_batch_size=train.per_device_eval_batch_size or train.per_device_train_batch_size,
-            packing=self.config.data.packing,
-            max_rows=self.config.evaluate.max_rows,
-            **self.layout,
+            **how,
         )
 
     @property

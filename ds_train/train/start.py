@@ -40,7 +40,8 @@ def start_training(launch: Launch) -> int:
         data.fingerprint,
         scores.fingerprint if scores is not None else "",
     )
-    if plan.config.curriculum is not None or plan.config.data.mixture is not None:
+    config = plan.config
+    if config.curriculum or config.data.mixture or config.fewshot:
         build_step_plan(plan.config, data, scores, plan.batch.global_batch_size)  # its faults: now
     if launch.written_recipe is not None:
         _write_recipe(plan.config, launch.written_recipe)

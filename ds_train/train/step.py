@@ -3,13 +3,14 @@
     loss = sum over all ranks and micro-batches of the tokens' losses / number of those tokens
 
 The number is known before the first forward, so gradients only ever add up. The same update
-follows from any number of ranks, micro-batch size, accumulation, packing and ZeRO stage.
+follows from any number of ranks, micro-batch size, accumulation, packing and ZeRO stage. Losses
+over candidate answers are sums over a known number of examples in the same way (objective.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from ds_train.data.batch import Batch
 from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks, peak_memory_bytes
+from ds_train.train.objective import Objective, loss_of, means
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class StepResult:
     """What one step gave, the same on every rank."""
 
     loss: float
-    """Mean over the step's supervised tokens."""
+    """Mean over the step's supervised tokens, or examples."""
+    parts: Mapping[str, float]
+    """Means of the losses that it is made of, by name; empty where there is only one."""
     grad_norm: float
     """Global norm before clipping; inf where fp16 overflowed and the step was skipped."""
     stop: bool
@@ -38,40 +42,42 @@ def train_step(
     engine: Engine,
     batches: Sequence[Batch],
     *,
-    num_supervised: int,
+    objective: Objective,
     learning_rate: float,
     stop: bool,
 ) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one update.
 
     Args:
-        num_supervised: supervised tokens of the whole step, over all ranks; at least 1.
+        objective: what is minimised, with what its sums over the whole step are divided by.
         stop: this rank was asked to stop; one all-reduce tells the others, with the loss.
 
     The update is not made where the loss is not finite.
     """
-    device = engine.ranks.device
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    device, parts = engine.ranks.device, objective.parts
+    sums = torch.zeros(len(parts), dtype=torch.float64, device=device)
     with engine.accumulate():
         for batch in batches:
-            batch_loss_sum = engine.forward(batch.to(device))
-            engine.backward(batch_loss_sum / num_supervised)
-            loss_sum += batch_loss_sum.detach()
-    total, num_stops, *peaks = engine.ranks.sum(_pack(engine.ranks, loss_sum, stop)).tolist()
-    loss = total / num_supervised
+            batch_sums = objective.sums(engine, batch.to(device))
+            engine.backward(loss_of(parts, batch_sums))
+            sums += batch_sums.detach()
+    told = engine.ranks.sum(_pack(engine.ranks, sums, stop)).cpu()
+    totals, num_stops, peaks = told[: len(parts)], told[len(parts)], told[len(parts) + 1 :]
+    loss = float(loss_of(parts, totals))
     return StepResult(
         loss=loss,
+        parts=means(parts, totals),
         grad_norm=engine.step(learning_rate) if math.isfinite(loss) else math.nan,
-        stop=num_stops > 0,
-        peak_memory_bytes=int(max(peaks)),
+        stop=bool(num_stops > 0),
+        peak_memory_bytes=int(peaks.max()),
     )
 
 
-def _pack(ranks: Ranks, loss_sum: Tensor, stop: bool) -> Tensor:
-    """[2 + world_size]: what the ranks tell each other, one slot of memory for each."""
-    message = torch.zeros(2 + ranks.world_size, dtype=torch.float64, device=loss_sum.device)
-    message[0], message[1] = loss_sum, float(stop)
-    message[2 + ranks.rank] = peak_memory_bytes(ranks.device)
+def _pack(ranks: Ranks, sums: Tensor, stop: bool) -> Tensor:
+    """[parts + 1 + world_size]: what the ranks tell each other, one slot of memory for each."""
+    message = torch.zeros(len(sums) + 1 + ranks.world_size, dtype=torch.float64, device=sums.device)
+    message[: len(sums)], message[len(sums)] = sums, float(stop)
+    message[len(sums) + 1 + ranks.rank] = peak_memory_bytes(ranks.device)
     return message
 
 
