@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ds_train.config.base import Count, Section, UserPath
+from ds_train.config.base import ByteCount, Count, Natural, Section, UserPath
 from ds_train.config.mixture import MixtureConfig
 
 Format = Literal[
@@ -20,6 +20,9 @@ Format = Literal[
     "classification",
     "multiple_choice",
 ]
+LABELLED_FORMATS: tuple[Format, ...] = ("classification", "multiple_choice")
+"""Those whose rows have a right answer among several."""
+
 LossOn = Literal["assistant", "last_assistant", "completion", "all"]
 OverLength = Literal["drop", "truncate", "split", "error"]
 
@@ -85,6 +88,28 @@ class ValidationConfig(Section):
         return self
 
 
+class LimitConfig(Section):
+    """A part of the training data; the smaller one lies within the larger one of the same seed."""
+
+    bytes: ByteCount | None = None
+    """UTF-8 bytes of the text that is learned from: `20 kB`."""
+
+    samples: Count | None = None
+    """Documents, conversations or labelled examples."""
+
+    seed: Natural = 0
+    """Another seed takes another part."""
+
+    sources: list[str] = []
+    """Names of the sources that are limited together, the others stay whole; all when left out."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> LimitConfig:
+        if (self.bytes is None) == (self.samples is None):
+            raise ValueError("give either bytes or samples")
+        return self
+
+
 class DataConfig(Section):
     """Everything between the files and the token rows."""
 
@@ -94,8 +119,15 @@ class DataConfig(Section):
     mixture: MixtureConfig | None = None
     """Shares of the tokens by source, in stages."""
 
+    limit: LimitConfig | None = None
+    """Train on a part of the data only, nested in any larger part: for ladders of data sizes."""
+
     validation: ValidationConfig = ValidationConfig()
     """Held-out data."""
+
+    dev: ValidationConfig | None = None
+    """Further held-out data, for choices: evaluations during the run, early stopping and the
+    learning rates of a comparison use it, and data.validation is what is reported."""
 
     max_length: Count = 2048
     """Longest row in tokens."""

@@ -61,8 +61,9 @@ def _percentiles(lengths: np.ndarray) -> dict[str, int]:
 
 
 def audit_part(part: TokenStore) -> Audit:
-    """Numbers of the training or the validation part."""
-    return {
+    """Numbers of the training, dev or validation part; `examples` where they are labelled."""
+    examples = {} if part.examples is None else {"examples": part.examples.num_examples}
+    return examples | {
         "samples": part.num_samples,
         "tokens": part.num_tokens,
         "supervised_tokens": part.num_supervised,
@@ -76,10 +77,14 @@ def format_audit(audit: Audit) -> str:
     lines = [header, *(_table_line(one) for one in audit["sources"])]
     text = [_align(lines), ""]
     text += [note for one in audit["sources"] for note in _notes(one)]
-    for name in ("train", "validation"):
+    if subset := audit.get("subset"):
+        text.append(_subset_note(subset))
+    for name in ("train", "dev", "validation"):
         if part := audit.get(name):
+            rendered = part.get("examples", part["samples"]) != part["samples"]
+            examples = f"{part['examples']:,} examples as " if rendered else ""
             text.append(
-                f"{name}: {part['samples']:,} samples, {part['tokens']:,} tokens, "
+                f"{name}: {examples}{part['samples']:,} samples, {part['tokens']:,} tokens, "
                 f"{part['supervised_tokens']:,} learned from"
             )
     if audit.get("validation_in_train"):
@@ -122,10 +127,32 @@ def _notes(source: Audit) -> list[str]:
         f"{source['name']}: format {source['format']}, {source['how']}; "
         f"loss on {source['loss_on']}; longer rows: {source['over_length']}"
     ]
+    if templates := source.get("templates"):
+        notes.append(f"{source['name']}: {_renderings_note(source, len(templates))}")
     for name in COUNTS:
         if name != "rows" and source[name]:
             notes.append(f"{source['name']}: {source[name]:,} {COUNTS[name]}")
     return notes
+
+
+def _renderings_note(source: Audit, num_templates: int) -> str:
+    """How the examples of a labelled source are rendered."""
+    texts = source["choice_texts"]
+    shown = ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "") if texts else ""
+    answers = f"{len(texts):,} classes ({shown})" if texts else "answers of each row's own"
+    each = "each with every answer" if source["all_choices"] else "each with the right answer"
+    return f"{num_templates} {'template' if num_templates == 1 else 'templates'}, {each}; {answers}"
+
+
+def _subset_note(subset: Audit) -> str:
+    """What fewshot.subset has chosen, in one line."""
+    groups = "classes" if subset["per"] == "class" else "sources"
+    dev = f", {subset['num_dev']:,} for dev" if subset["dev"] else ""
+    return (
+        f"fewshot.subset {subset['hash'][:12]}: {subset['k']:,} of each of "
+        f"{subset['num_classes']:,} {groups}, seed {subset['seed']}: {subset['num_train']:,} to "
+        f"train{dev}"
+    )
 
 
 def merge_counts(counts: Sequence[Counter[str]]) -> list[dict[str, int]]:

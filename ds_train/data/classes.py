@@ -19,6 +19,12 @@ def class_texts(store: TokenStore, source: int) -> list[str] | None:
     return texts
 
 
+def class_labels(store: TokenStore, source: int) -> list[str]:
+    """What the data call the classes of a source, in the order of class_texts: `0` for `bad`."""
+    labels: list[str] = store.meta["sources"][source]["choice_labels"]
+    return labels
+
+
 def example_classes(store: TokenStore) -> Ints:
     """int64 [num_examples]: index of each example's right answer in its source's class_texts.
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ds_train.config.run import RunConfig
 from ds_train.data.audit import Audit, audit_part, audit_source, first_of_kind
+from ds_train.data.dev import dev_members
 from ds_train.data.fingerprint import hash_of
+from ds_train.data.limit import limited
 from ds_train.data.sources import Source
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 from ds_train.fewshot.held_out import check_disjoint, held_out_names, held_out_tasks
+from ds_train.fewshot.subset import Subset, choose_subset
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,9 @@ class PreparedData:
     source_weights: tuple[float, ...]
     """Passes per epoch over each source, by the same index."""
     dev: TokenStore | None = None
-    """Examples of the training sources that a k-shot run is evaluated on as it goes."""
+    """What a run is evaluated on as it goes: that of data.dev, or of fewshot.subset."""
+    subset: Subset | None = None
+    """What fewshot.subset has chosen; `train` and `dev` are its parts."""
 
     @property
     def evaluated(self) -> TokenStore | None:
@@ -64,22 +70,46 @@ def divide(
     audit = _audit(config, sources, store)
     _check_sources(sources, store, audit, is_held_out, only_evaluated, fraction)
     check_disjoint(sources, store, tasks, ~is_held_out)
-    train = store.select(np.flatnonzero(~is_held_out))
+    is_dev = dev_members(
+        config.data,
+        sources,
+        store,
+        is_held_out & ~np.array([source.is_dev for source in sources], bool)[store.sources],
+        # another choice than that of validation, also where the fractions are equal
+        lambda share: held_out(hashes ^ np.uint64(0x5851F42D4C957F2D), share),
+    )
+    train = store.select(np.flatnonzero(~is_held_out & ~is_dev))
+    is_held_out &= ~is_dev
     _check_order(config, train)
     validation = store.select(np.flatnonzero(is_held_out)) if is_held_out.any() else None
+    names = tuple(source.name for source in sources)
+    subset = None
+    if config.fewshot is not None and config.fewshot.subset is not None:
+        subset = choose_subset(config, train, names)
+        train, audit["subset"] = subset.train, subset.summary
+    if config.data.limit is not None:
+        train = limited(train, config.data.limit, names[: len(config.data.train)])
+    dev = subset.dev if subset is not None else None
+    if is_dev.any():
+        dev = store.select(np.flatnonzero(is_dev))
     audit["train"] = audit_part(train)
+    if dev is not None:
+        audit["dev"] = audit_part(dev)
     audit["validation"] = audit_part(validation) if validation else None
     leaked = np.isin(validation.gold().hashes, train.hashes).sum() if validation else 0
     audit["validation_in_train"] = int(leaked)
-    audit["fingerprint"] = hash_of([name, fraction, *sorted(held_out_names(config))])
-    return PreparedData(
-        train,
-        validation,
-        audit,
-        audit["fingerprint"],
-        tuple(source.name for source in sources),
-        tuple(source.config.weight for source in sources),
-    )
+    chosen = [] if subset is None else [subset.facts["hash"]]
+    parts = [name, fraction, *sorted(held_out_names(config)), *chosen, *_part_facts(config)]
+    audit["fingerprint"] = hash_of(parts)
+    weights = tuple(source.config.weight for source in sources)
+    return PreparedData(train, validation, audit, audit["fingerprint"], names, weights, dev, subset)
+
+
+def _part_facts(config: RunConfig) -> list[Any]:
+    """What data.dev and data.limit say about the division; nothing without them."""
+    dev, limit = config.data.dev, config.data.limit
+    facts: list[Any] = [] if dev is None else [f"dev {dev.fraction} {len(dev.sources)}"]
+    return facts + ([] if limit is None else [limit.model_dump(mode="json")])
 
 
 def _audit(config: RunConfig, sources: Sequence[Source], store: TokenStore) -> Audit:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 
-from ds_train.config.data import Format
+from ds_train.config.data import LABELLED_FORMATS, Format
 from ds_train.data.columns import FIELDS, MISSING, RowFormat, field_text, field_value, look_up
-from ds_train.data.labelled import LABELLED_FORMATS, read_labelled
+from ds_train.data.labelled import read_labelled
 from ds_train.data.messages import parse_openai, parse_sharegpt, parse_tools
 from ds_train.data.read import Row
 from ds_train.data.sources import Source, list_names

@@ -22,7 +22,6 @@ from ds_train.data.sources import Source, list_names
 from ds_train.data.types import Completion
 from ds_train.errors import DataError
 
-LABELLED_FORMATS = ("classification", "multiple_choice")
 _DEFAULT_TEMPLATES = {
     "classification": "{text}\nLabel:",
     "multiple_choice": "{prompt}\nAnswer:",
@@ -57,6 +56,14 @@ def templates_of(source: Source, form: RowFormat) -> list[str]:
 def words_of(source: Source) -> list[str]:
     """Words that the recipe's `labels` name, each once, in their order."""
     return list(dict.fromkeys(source.config.labels.values()))
+
+
+def labels_of(source: Source, words: Sequence[str] | None) -> list[str] | None:
+    """What the data call each of the words: the first label that stands for it, or the word."""
+    first: dict[str, str] = {}
+    for label, word in source.config.labels.items():
+        first.setdefault(word, label)
+    return None if words is None else [first.get(word, word) for word in words]
 
 
 def read_labelled(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_train.config.data import LossOn, OverLength
+from ds_train.config.data import LABELLED_FORMATS, LossOn, OverLength
 from ds_train.config.files import model_positions
 from ds_train.config.run import RunConfig
 from ds_train.data.audit import merge_counts
@@ -22,7 +22,7 @@ from ds_train.data.divide import PreparedData, divide
 from ds_train.data.encode import TextEncoder, open_tokenizer
 from ds_train.data.fingerprint import store_fingerprint
 from ds_train.data.formats import choose_format
-from ds_train.data.labelled import LABELLED_FORMATS, templates_of
+from ds_train.data.labelled import labels_of, templates_of
 from ds_train.data.read import Row, read_rows
 from ds_train.data.renderings import (
     all_choices,
@@ -217,5 +217,6 @@ def _plan_facts(plan: SourcePlan, offered: set[frozenset[str]]) -> dict[str, Any
         shared = sorted(next(iter(offered))) if len(offered) == 1 else None
         facts["templates"] = templates_of(plan.source, plan.form)
         facts["choice_texts"] = shared if plan.labels.words is None else list(plan.labels.words)
+        facts["choice_labels"] = labels_of(plan.source, facts["choice_texts"])
         facts["all_choices"] = plan.labels.all_choices
     return facts

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from ds_train.config.data import LossOn, OverLength
+from ds_train.config.data import LABELLED_FORMATS, LossOn, OverLength
 from ds_train.config.run import RunConfig
 from ds_train.data.chat import render_sample
 from ds_train.data.columns import RowFormat
 from ds_train.data.encode import TextEncoder
 from ds_train.data.examples import SampleFacts
 from ds_train.data.labelled import (
-    LABELLED_FORMATS,
     Labelled,
     content_hash,
     read_labelled,

@@ -18,6 +18,7 @@ from ds_train.plan.ds_config import zero_settings
 from ds_train.plan.rules_curriculum import curriculum_rules
 from ds_train.plan.rules_engine import offload_rules, zero_rules
 from ds_train.plan.rules_episodes import episode_rules
+from ds_train.plan.rules_labelled import labelled_rules
 from ds_train.plan.rules_losses import losses_rules
 from ds_train.plan.rules_seq_len import seq_len_rules
 from ds_train.units import Duration
@@ -231,23 +232,13 @@ def _data(config: RunConfig) -> Iterator[str]:
                 f"{place} = {loss_on}: {name} is plain text, which has no {loss_on}; set "
                 f"{name}.loss_on: all."
             )
-        if source.format not in (None, "classification"):
-            for field in ("labels", "template"):
-                if _given(source, field):
-                    yield (
-                        f"{name}.{field}: format = {source.format} has no use for it (only "
-                        f"classification); remove it."
-                    )
-        if source.template is not None and "{text}" not in source.template:
-            yield (
-                f'{name}.template = "{source.template}": must contain {{text}}, where the text '
-                f"to classify is put."
-            )
+        yield from labelled_rules(name, source)
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
     evaluate, validation = config.evaluate, config.data.validation
-    if validation.sources or validation.fraction:
+    subset = None if config.fewshot is None else config.fewshot.subset
+    if validation.sources or validation.fraction or (subset is not None and subset.dev):
         return
     for field in ("every", "at_start", "max_rows", "rank_classification"):
         if _given(evaluate, field):

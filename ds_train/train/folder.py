@@ -71,6 +71,8 @@ def write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:
     replace_text(paths.recipe, dump_recipe(run.config))
     replace_text(paths.ds_config, json.dumps(ds_config, indent=1) + "\n")
     replace_text(paths.audit, json.dumps(run.data.audit, indent=1) + "\n")
+    if run.data.subset is not None:
+        replace_text(paths.subset, json.dumps(run.data.subset.facts, indent=1) + "\n")
     facts = {
         "base_fingerprint": run.start.base_fingerprint,
         "data_fingerprint": run.start.data_fingerprint,
