@@ -40,6 +40,16 @@ class CheckpointFacts:
     """Of the curriculum's metric and values; empty without a curriculum."""
     loss_scale: dict[str, float] = field(default_factory=dict)
     state_files: list[str] = field(default_factory=list)
+    evaluated_step: int | None = None
+    """Steps made before the last evaluation; None of old checkpoints, which do not know it."""
+    best_value: float | None = None
+    """Best value so far of the metric of train.early_stopping, where that is not the loss."""
+    improved_value: float | None = None
+    """Its value at the last improvement that counted."""
+    num_not_better: int = 0
+    """Evaluations since then."""
+    ended_early: bool = False
+    """The run is complete, before the length that its recipe gives."""
     joined_at: list[int] = field(default_factory=list)
     """Gradual unfreezing: updates made when stage 1, 2, ... joined."""
     refreshed: list[str] = field(default_factory=list)
@@ -47,9 +57,10 @@ class CheckpointFacts:
 
     def to_json(self) -> str:
         """As checkpoint.json; what a run has no use for is left out."""
+        usual = asdict(CheckpointFacts(0, 0, 0, None, "", ""))
         always = {one.name for one in fields(self)[:_NUM_ALWAYS]}
-        values = asdict(self)
-        return json.dumps({k: v for k, v in values.items() if k in always or v}, indent=1) + "\n"
+        values = {k: v for k, v in asdict(self).items() if k in always or v != usual[k]}
+        return json.dumps(values, indent=1) + "\n"
 
 
 def complete_checkpoints(paths: RunPaths) -> list[Path]:

@@ -50,6 +50,8 @@ def check_paths(config: RunConfig) -> list[str]:
     sources = [(f"data.train[{i}]", source) for i, source in enumerate(config.data.train)]
     for i, source in enumerate(config.data.validation.sources):
         sources.append((f"data.validation.sources[{i}]", source))
+    for i, source in enumerate(config.data.dev.sources if config.data.dev is not None else []):
+        sources.append((f"data.dev.sources[{i}]", source))
     for name, source in sources:
         faults += _check_source(name, source)
     for name, value in (

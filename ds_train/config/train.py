@@ -41,7 +41,9 @@ class EarlyStoppingConfig(Section):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """A change of at most this is no improvement."""
 
-    metric: Literal["loss", "perplexity", "bits_per_byte", "token_accuracy"] = "loss"
+    metric: Literal["loss", "perplexity", "bits_per_byte", "token_accuracy", "rank_accuracy"] = (
+        "loss"
+    )
     """What must improve; it also decides which checkpoint is the best."""
 
 

@@ -33,14 +33,21 @@ class Source:
     files: tuple[Path, ...]
     """Files to read, in order; the folder of a saved dataset; empty for the hub."""
     validation: bool
-    """Only evaluated on."""
+    """Only evaluated on: a source of data.validation or data.dev."""
+
+    @property
+    def is_dev(self) -> bool:
+        """A source of data.dev."""
+        return self.field.startswith("data.dev.")
 
 
 def resolve_sources(data: DataConfig) -> list[Source]:
-    """Sources of training, then those of validation; DataError with every fault."""
+    """Sources of training, of validation, of dev, in this order; DataError with every fault."""
     named = [(f"data.train[{i}]", one, False) for i, one in enumerate(data.train)]
     held_out = data.validation.sources
     named += [(f"data.validation.sources[{i}]", one, True) for i, one in enumerate(held_out)]
+    dev = [] if data.dev is None else data.dev.sources
+    named += [(f"data.dev.sources[{i}]", one, True) for i, one in enumerate(dev)]
     sources, faults, taken = [], [], set()
     for field, config, validation in named:
         try:

@@ -361,6 +361,8 @@ class Engine:
         counts_in_tensor = isinstance(inner, torch.optim.AdamW | torch.optim.Adafactor)
         for partition in self._partitions():
             state = inner.state[partition]
+            if not state and num_steps is None and isinstance(inner, torch.optim.Adafactor):
+                continue  # it makes a state of its own at its first update
             if not state and not isinstance(inner, torch.optim.Adafactor):
                 state["exp_avg"] = torch.zeros_like(partition.data)
                 state["exp_avg_sq"] = torch.zeros_like(partition.data)

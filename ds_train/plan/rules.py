@@ -21,6 +21,7 @@ from ds_train.plan.rules_episodes import episode_rules
 from ds_train.plan.rules_labelled import labelled_rules
 from ds_train.plan.rules_losses import losses_rules
 from ds_train.plan.rules_seq_len import seq_len_rules
+from ds_train.plan.rules_transfer import transfer_rules
 from ds_train.units import Duration
 
 PEFT_METHODS = ("lora", "ia3", *VIRTUAL_TOKEN_METHODS)
@@ -52,6 +53,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *_data(config),
         *curriculum_rules(config),
         *seq_len_rules(config),
+        *transfer_rules(config),
         *episode_rules(config),
         *losses_rules(config),
         *_evaluation(config),
@@ -223,6 +225,8 @@ def _data(config: RunConfig) -> Iterator[str]:
         (f"data.validation.sources[{i}]", source)
         for i, source in enumerate(data.validation.sources)
     ]
+    dev = [] if data.dev is None else data.dev.sources
+    sources += [(f"data.dev.sources[{i}]", source) for i, source in enumerate(dev)]
     for name, source in sources:
         loss_on, place = source.loss_on, f"{name}.loss_on"
         if loss_on is None:
@@ -240,6 +244,8 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
     subset = None if config.fewshot is None else config.fewshot.subset
     if validation.sources or validation.fraction or (subset is not None and subset.dev):
         return
+    if config.data.dev is not None:
+        return  # its own rule asks for validation
     for field in ("every", "at_start", "max_rows", "rank_classification"):
         if _given(evaluate, field):
             yield (

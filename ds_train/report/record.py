@@ -72,7 +72,9 @@ class EvaluationRecord:
     seconds: float
     """Wall time."""
     best: bool
-    """Whether this is the lowest loss so far."""
+    """Whether this is the lowest loss so far, or the best train.early_stopping.metric."""
+    bits_per_byte: float | None = None
+    """Loss in bits over the bytes of text that the supervised tokens stand for."""
     rank_accuracy: float | None = None
     """Share of the examples whose right answer is the likeliest of all by its mean log-probability
     per token; None without evaluate.rank_classification."""

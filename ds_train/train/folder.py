@@ -60,7 +60,7 @@ def _find_start(
     folder = latest_checkpoint(RunPaths(Path(config.output_dir)))
     if folder is not None:
         return read_facts(folder)
-    return CheckpointFacts(0, 0, 0, None, base, data, difficulty)
+    return CheckpointFacts(0, 0, 0, None, base, data, difficulty, evaluated_step=-1)
 
 
 def write_run_folder(run: Run, ds_config: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from ds_train.report.record import EvaluationRecord, Record, StepRecord
 from ds_train.report.reporter import Reporter
 from ds_train.train.delivered import Delivered
 from ds_train.train.due import Position, is_due
+from ds_train.train.early import judge
 from ds_train.train.guard import DivergenceGuard, StopRequest
 from ds_train.train.late import late_curriculum
 from ds_train.train.refresh import Refresher
@@ -69,7 +70,7 @@ class Loop:
     def __init__(self, run: Run, request: StopRequest, say: Callable[[str], Any]) -> None:
         self.run, self.request, self._say = run, request, say
         self.facts: CheckpointFacts = run.start
-        self.saved_step = run.start.step
+        self.saved_step: int | None = run.start.step or None
         self.schedule = Schedule(
             run.config.train,
             total_steps=run.total_steps,
@@ -89,13 +90,25 @@ class Loop:
         guard = DivergenceGuard(
             run.paths, run.data, run.plan, fp16=run.config.model.dtype == "fp16"
         )
-        if run.config.evaluate.at_start and self.facts.step == 0:
+        if self.facts.ended_early:
+            return
+        if run.config.evaluate.at_start and self.facts.step == 0 != self.facts.evaluated_step:
             self._evaluate()
+        elif self._owes_evaluation():
+            self._evaluate()
+            self.saved_step = None  # the checkpoint shall know of it
+            self._save()
         try:
+            if self.facts.ended_early:
+                self._end_early()
+                return
             for steps in self.refresher.stretches(self.facts.step):
                 self.facts = replace(self.facts, refreshed=self.refresher.fingerprints)
                 for step, batches in prefetch(steps, run.build_batches):
                     if self._step(step, batches, guard):
+                        return
+                    if self.facts.ended_early:
+                        self._end_early()
                         return
             self._finish()
         finally:
@@ -107,7 +120,9 @@ class Loop:
         self._say(f"step: {run.batch}; {run.total_steps:,} steps")
         if late := late_curriculum(run.config, self.schedule, run.plan):
             self._say(late)
-        if self.facts.step >= run.total_steps:
+        if self.facts.ended_early:
+            self._say(f"this run is complete: it was ended early, after step {self.facts.step:,}")
+        elif self.facts.step >= run.total_steps:
             self._say(f"this run is complete: all {run.total_steps:,} steps are made")
 
     def _step(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
@@ -174,6 +189,26 @@ class Loop:
         plan = self.run.plan
         return Position(step, plan.tokens_before(step), plan.epoch(step))
 
+    def _owes_evaluation(self) -> bool:
+        """Whether the run was stopped after a step whose evaluation was due and not made."""
+        facts, every = self.facts, self.run.config.evaluate.every
+        if facts.step == 0 or facts.evaluated_step in (None, facts.step):
+            return False
+        before, after = self._position(facts.step - 1), self._position(facts.step)
+        return is_due(every, before, after)
+
+    def _end_early(self) -> None:
+        """Evaluations got no better: the checkpoint says so, and the best one is kept beside it."""
+        self._save()
+        self.delivered.write(self.run.paths, self._say)
+        early = self.run.config.train.early_stopping
+        assert early is not None
+        self._say(
+            f"ended early: {early.metric} was not better in {self.facts.num_not_better} "
+            f"evaluations; {self.facts.step:,} steps; everything lies in "
+            f"{quoted(self.run.paths.root)}, the best checkpoint under its name `best`"
+        )
+
     def _finish(self) -> None:
         if self.facts.step > self.run.start.step:
             self._evaluate()
@@ -192,31 +227,33 @@ class Loop:
         if run.config.evaluate.rank_classification:
             result, shares = run.evaluate_ranked()
         else:
-            result = evaluate_batches(run.engine, run.build_validation())
-        lowest = math.inf if self.facts.best_loss is None else self.facts.best_loss
-        best = result.loss < lowest  # never so for NaN
+            result = evaluate_batches(run.engine, run.build_validation(), run.data.evaluated)
+        numbers = {
+            "loss": result.loss,
+            "perplexity": math.exp(min(result.loss, 700.0)),
+            "bits_per_byte": result.bits_per_byte,
+            "token_accuracy": result.token_accuracy,
+            "rank_accuracy": shares.get("rank_accuracy"),
+        }
+        early = run.config.train.early_stopping
+        self.facts, best = judge(self.facts, numbers, early)
         self._report(
             EvaluationRecord(
                 step=self.facts.step,
-                loss=result.loss,
-                perplexity=math.exp(min(result.loss, 700.0)),
-                token_accuracy=result.token_accuracy,
                 tokens=result.num_tokens,
                 seconds=time.perf_counter() - began,
                 best=best,
-                rank_accuracy=shares.get("rank_accuracy"),
                 rank_chance=shares.get("rank_chance"),
+                **numbers,
             )
         )
-        if best:
-            self.facts = replace(self.facts, best_loss=result.loss)
-            if run.config.checkpoint.best and self.facts.step > 0:
-                self._save()
-                if run.ranks.is_main:
-                    point_to(
-                        run.paths.checkpoints / "best", run.paths.checkpoint(self.facts.step).name
-                    )
-                    prune(run.paths, run.config.checkpoint.keep)  # the best so far is best no more
+        # with early stopping the untrained model may turn out to be the best one
+        if best and run.config.checkpoint.best and (self.facts.step > 0 or early is not None):
+            self._save()
+            if run.ranks.is_main:
+                name = run.paths.checkpoint(self.facts.step).name
+                point_to(run.paths.checkpoints / "best", name)
+                prune(run.paths, run.config.checkpoint.keep)  # the best so far is best no more
 
     def _save(self) -> None:
         run = self.run

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ds_train.data.batch import Batch
+from ds_train.data.store import TokenStore
 from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks, peak_memory_bytes
 from ds_train.train.objective import Objective, loss_of, means
@@ -89,22 +90,35 @@ class Evaluation:
     token_accuracy: float
     num_tokens: int
     """Supervised tokens."""
+    bits_per_byte: float | None = None
+    """Loss in bits over the bytes of text that these tokens stand for; does not depend on the
+    tokenizer. None where rows are more than samples of the store (demonstrations, pieces)."""
 
 
 @torch.no_grad()
-def evaluate_batches(engine: Engine, batches: Iterable[Batch]) -> Evaluation:
-    """Mean loss and accuracy over the supervised tokens of all ranks' batches."""
+def evaluate_batches(
+    engine: Engine, batches: Iterable[Batch], store: TokenStore | None = None
+) -> Evaluation:
+    """Mean loss and accuracy over the supervised tokens of all ranks' batches.
+
+    `store`: what the batches are made of, for bits per byte.
+    """
     device = engine.ranks.device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
     engine.train_mode(False)
     for batch in batches:
         losses, correct = engine.token_losses(batch.to(device))
         sums[:2] += torch.stack([losses.double().sum(), correct.double().sum()])
         sums[2] += batch.num_supervised
+        if store is not None:
+            sums[3] += int(store.num_bytes[batch.sample_ids].sum())
+            sums[4] += int(store.supervised[batch.sample_ids].sum())
     engine.train_mode(True)
-    loss_sum, num_correct, num_tokens = engine.ranks.sum(sums).tolist()
+    loss_sum, num_correct, num_tokens, num_bytes, in_samples = engine.ranks.sum(sums).tolist()
+    whole = num_bytes > 0 and in_samples == num_tokens
     return Evaluation(
         loss=loss_sum / num_tokens,
         token_accuracy=num_correct / num_tokens,
         num_tokens=int(num_tokens),
+        bits_per_byte=loss_sum / math.log(2) / num_bytes if whole else None,
     )
