@@ -130,6 +130,8 @@ class DrawnBlocks:
         drawn, wanted = self.drawn_from(start), self.sizes.until(self._borders, start)
         if self.growing is not None:
             wanted = self.growing.wanted(wanted, start)
+        elif not self._data.packing:  # a row is a sample, so the next segment can begin in time
+            wanted = min(wanted, self.segments.rows_left(start.rows))
         pools = self.segments.at(start.rows).pools
         parts = [PoolPart(pool, size) for pool, size in zip(pools, drawn.pools, strict=True)]
         return drawn, self._draws.draw(number, start, wanted, parts)

@@ -3,8 +3,9 @@
 A run has one segment, unless its samples are scored again as it goes on (`metric: loss` with
 `refresh_at`, self-paced learning). Then a segment ends at each boundary, a step that the recipe
 alone decides, and the difficulties of the next one exist only once the run has come there. A block
-belongs to the segment in which it begins; blocks end at boundaries as far as that can be planned,
-so that without packing and mixtures the first step of a segment is the boundary itself.
+belongs to the segment in which it begins. Blocks end at boundaries as far as that can be planned:
+exactly where a row is a sample out of a pool; packed rows, windows, shares of sources and growing
+rows may go on for the rest of a block.
 
 Rows of step t are thus a pure function of (recipe, data fingerprint, fingerprints of the
 difficulties of the segments up to t, t), for any number of ranks.
@@ -12,6 +13,7 @@ difficulties of the segments up to t, t), for any number of ranks.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,6 +75,11 @@ class Segments:
         """First step of which nothing is known yet: the samples are scored before it."""
         passed = len(self._known) - 1
         return self.steps[passed] if passed < len(self.steps) else None
+
+    def rows_left(self, row: int) -> int:
+        """Rows from this one to the next boundary, or more than any run has."""
+        number = bisect_right(self._borders, row)
+        return self._borders[number] - row if number < len(self._borders) else sys.maxsize
 
     def at(self, row: int) -> Segment:
         """The segment of a block that begins with this row of the stream; NotScoredYet."""
