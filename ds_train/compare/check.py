@@ -20,6 +20,8 @@ from ds_train.model.files import base_fingerprint
 from ds_train.plan.resume import check_same_inputs, check_same_run
 
 Say = Callable[[str], object]
+_DATA_SECTIONS = ("data", "model", "fewshot", "evaluate")
+"""What tokenised data and its division can depend on."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def _prepare(
     """Tokenised data of an arm; arms that share model and data share it."""
     for arm, known in inputs.items():
         other = comparison.plans[arm].config
-        if (other.data, other.model) == (config.data, config.model):
+        if all(getattr(other, name) == getattr(config, name) for name in _DATA_SECTIONS):
             return known.data
     return prepare_data(config, say=say)
 

@@ -14,7 +14,7 @@ from typing import Any
 from ds_train.checkpoint.folder import latest_checkpoint, read_facts
 from ds_train.compare.arms import RunSpec, run_name
 from ds_train.compare.measure import EVALUATION
-from ds_train.config.compare import RECORDED, CompareConfig, split_metric
+from ds_train.config.compare import RECORDED, CompareConfig, split_metric, split_shots
 from ds_train.errors import CheckpointError, RunFailed, quoted
 from ds_train.report.record import EvaluationRecord, StepRecord, read_records
 
@@ -102,7 +102,10 @@ def read_result(spec: RunSpec, compare: CompareConfig) -> RunResult:
 def find_value(numbers: dict[str, Any], metric: str) -> float:
     """A metric in the numbers of an evaluation; raises RunFailed where it is missing."""
     source, name = split_metric(metric)
+    shots, _ = split_shots(metric)
     try:
+        if shots is not None:
+            numbers = numbers["shots"][shots]
         if source is None:
             return float(numbers[name])
         if source == "mean" and source not in numbers["sources"]:

@@ -41,13 +41,20 @@ _FIXED = {
 }
 
 
+def split_shots(metric: str) -> tuple[str | None, str]:
+    """(number of demonstrations or None, rest) of `shots.4.loss` or `loss`."""
+    match = re.fullmatch(r"shots\.(\d+)\.(.+)", metric)
+    return (match[1], match[2]) if match else (None, metric)
+
+
 def split_metric(metric: str) -> tuple[str | None, str]:
-    """(source or None, name) of `loss` or `sources.NAME.loss`; NAME may have dots.
+    """(source or None, name) of `loss` or `sources.NAME.loss`, perhaps behind `shots.4.`; NAME may
+    have dots.
 
     Raises ValueError with the rule.
     """
-    source, name = None, metric
-    if match := re.fullmatch(r"sources\.(.+)\.(\w+)", metric):
+    source, name = None, split_shots(metric)[1]
+    if match := re.fullmatch(r"sources\.(.+)\.(\w+)", name):
         source, name = match[1], match[2]
     if name in METRICS:
         return source, name
@@ -81,8 +88,8 @@ class CompareConfig(Section):
 
     metrics: list[str] = ["loss"]
     """Measured on data.validation at the end: `loss`, `perplexity`, `token_accuracy`,
-    `exact_match`; of one source `sources.NAME.loss`, the mean over them `sources.mean.loss`. The
-    first one is the primary metric."""
+    `exact_match`; of one source `sources.NAME.loss`, the mean over them `sources.mean.loss`; of
+    episodes with 4 demonstrations `shots.4.loss`. The first one is the primary metric."""
 
     learning_rates: list[float] | None = None
     """Each arm is trained with each of these; its best one on the primary metric is compared."""

@@ -58,3 +58,9 @@ class RunConfig(Section):
 
     compare: CompareConfig | None = None
     """Which variants of this recipe `ds-train compare` trains side by side."""
+
+    @property
+    def held_out_tasks(self) -> list[str]:
+        """Sources that are only evaluated on (`fewshot.episodes.held_out`)."""
+        fewshot = self.fewshot
+        return [] if fewshot is None or fewshot.episodes is None else fewshot.episodes.held_out

@@ -24,6 +24,7 @@ from ds_train.data.epochs import Totals
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
+from ds_train.fewshot.build import build_episode_plan, episodes_section
 from ds_train.fewshot.candidates import build_candidate_plan, losses_section
 
 Say = Callable[[str], object]
@@ -77,10 +78,12 @@ def build_row_plan(
         say: is told of a first pool that is raised to one global batch.
 
     Raises:
-        DataError: there is no data; ConfigError: the run's length is in another unit than
-        curriculum.unit.
+        DataError: there is no data, or none of the episodes that are asked for; ConfigError: the
+        run's length is in another unit than curriculum.unit.
     """
     store, seed = prepared.train, config.train.seed
+    if episodes_section(config) is not None:
+        return build_episode_plan(config, prepared, say)
     curriculum, mixture = ordering(config), config.data.mixture
     seq_len = None if config.curriculum is None else config.curriculum.seq_len
     if curriculum is None and mixture is None and seq_len is None:
@@ -148,9 +151,7 @@ def _ordered_by(
     return stratified(scores.values, strata, config.train.seed)
 
 
-def _draws(
-    curriculum: CurriculumConfig, length: RunLength, segments: Segments, seed: int
-) -> Draws:
+def _draws(curriculum: CurriculumConfig, length: RunLength, segments: Segments, seed: int) -> Draws:
     if curriculum.window is not None:
         return WindowDraws(curriculum, length, segments, seed)
     return CoverDraws(segments.first.pools[0], seed) if curriculum.cover else PoolDraws(seed)

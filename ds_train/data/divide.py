@@ -16,7 +16,7 @@ from ds_train.data.limit import limited
 from ds_train.data.sources import Source
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
-from ds_train.fewshot.held_out import check_disjoint, held_out_names, held_out_tasks
+from ds_train.fewshot.held_out import check_disjoint, held_out_tasks
 from ds_train.fewshot.subset import Subset, choose_subset
 
 
@@ -99,7 +99,7 @@ def divide(
     leaked = np.isin(validation.gold().hashes, train.hashes).sum() if validation else 0
     audit["validation_in_train"] = int(leaked)
     chosen = [] if subset is None else [subset.facts["hash"]]
-    parts = [name, fraction, *sorted(held_out_names(config)), *chosen, *_part_facts(config)]
+    parts = [name, fraction, *sorted(config.held_out_tasks), *chosen, *_part_facts(config)]
     audit["fingerprint"] = hash_of(parts)
     weights = tuple(source.config.weight for source in sources)
     return PreparedData(train, validation, audit, audit["fingerprint"], names, weights, dev, subset)

@@ -21,6 +21,7 @@ from ds_train.data.audit import format_audit
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.data.show_step import describe_sample, describe_step
+from ds_train.fewshot.build import build_episode_plan, episodes_section, epoch_facts
 from ds_train.launch.world import find_world
 from ds_train.plan.batch import batch_arithmetic
 
@@ -48,6 +49,8 @@ def show_data(
         facts["step"] = describe_step(config, prepared, tokenizer, step)
     else:
         facts["samples"] = list(_first_samples(prepared, tokenizer, rows))
+        if episodes_section(config) is not None:
+            facts["episodes"] = _episodes(config, prepared, _silent if as_json else say)
         if has_report(config):
             facts["curriculum"] = _report(config, prepared, _silent if as_json else say)
     if as_json:
@@ -69,6 +72,11 @@ def _report(config: RunConfig, prepared: PreparedData, say: Say) -> dict[str, An
     plan = build_step_plan(config, prepared, scores, batch.global_batch_size, say)
     add_known_refreshes(config, plan, prepared.train.num_samples)
     return Reporting(config, prepared, plan, scores).predicted()
+
+
+def _episodes(config: RunConfig, prepared: PreparedData, say: Say) -> dict[str, Any]:
+    """What the first epoch of episodes holds; says it."""
+    return epoch_facts(build_episode_plan(config, prepared, say))
 
 
 def _silent(text: str) -> None:

@@ -13,15 +13,9 @@ from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 
 
-def held_out_names(config: RunConfig) -> list[str]:
-    """`fewshot.episodes.held_out`; empty where there is no such section."""
-    fewshot = config.fewshot
-    return [] if fewshot is None or fewshot.episodes is None else fewshot.episodes.held_out
-
-
 def held_out_tasks(config: RunConfig, sources: Sequence[Source]) -> NDArray[np.bool_]:
     """bool [num_sources] which sources are held out as a whole."""
-    names = held_out_names(config)
+    names = config.held_out_tasks
     return np.array([source.config.shown_name in names for source in sources], bool)
 
 

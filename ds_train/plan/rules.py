@@ -246,6 +246,8 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
         return
     if config.data.dev is not None:
         return  # its own rule asks for validation
+    if config.held_out_tasks:
+        return
     for field in ("every", "at_start", "max_rows", "rank_classification"):
         if _given(evaluate, field):
             yield (

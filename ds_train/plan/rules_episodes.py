@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from ds_train.config.compare import split_shots
 from ds_train.config.data import SourceConfig
 from ds_train.config.fewshot import EpisodesConfig
 from ds_train.config.run import RunConfig
@@ -13,13 +14,28 @@ from ds_train.config.run import RunConfig
 
 def episode_rules(config: RunConfig) -> Iterator[str]:
     """Faults of `fewshot.episodes` with the rest of the recipe."""
-    if config.fewshot is None or config.fewshot.episodes is None:
+    episodes = None if config.fewshot is None else config.fewshot.episodes
+    yield from _metrics(config, episodes)
+    if episodes is None:
         return
-    episodes = config.fewshot.episodes
     yield from _other_orders(config)
     yield from _settings(episodes)
     yield from _data(config)
     yield from _held_out(config, episodes)
+
+
+def _metrics(config: RunConfig, episodes: EpisodesConfig | None) -> Iterator[str]:
+    """Metrics of so many demonstrations must be measured."""
+    for place, metric in enumerate([] if config.compare is None else config.compare.metrics):
+        shots, rest = split_shots(metric)
+        measured = [] if episodes is None else episodes.measured_shots
+        if shots is None or int(shots) in measured:
+            continue
+        how = f"it measures {', '.join(map(str, measured))}" if episodes else "it has no episodes"
+        yield (
+            f'compare.metrics[{place}] = "{metric}": is measured where fewshot.episodes.shots has '
+            f"{shots}, and here {how}; add it there, or take {rest}."
+        )
 
 
 def _other_orders(config: RunConfig) -> Iterator[str]:

@@ -126,14 +126,17 @@ def _whole(config: RunConfig) -> str:
 
 def _describe_data(config: RunConfig) -> str:
     data = config.data
-    count = len(data.train)
+    tasks = config.held_out_tasks
+    count = sum(source.shown_name not in tasks for source in data.train)
     rows = "packed into rows" if data.packing else "one per row,"
     if data.validation.sources:
         held = ", own validation sources"
     elif data.validation.fraction:
         held = f", {data.validation.fraction:.3g} of it held out"
     else:
-        held = ", no validation"
+        held = "" if tasks else ", no validation"
+    if tasks:
+        held += f", held-out tasks {', '.join(tasks)}"
     sources = f"{count} {'source' if count == 1 else 'sources'}"
     return f"{sources}, {rows} of up to {data.max_length:,} tokens{held}"
 
