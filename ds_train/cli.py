@@ -16,6 +16,8 @@ from ds_train.errors import ConfigError, DsTrainError, InputError
 
 _INTERRUPTED = 128 + signal.SIGINT
 _OTHER_RANK_SECONDS = 5.0
+_TASK_ONLY = ("task_path", "shots", "samples", "batch_tokens", "processes", "zero")
+"""Options of `ds-train evaluate` that say nothing without --tasks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     argparse ends a list of overrides at the first option, so the later ones are gathered here.
     """
     parser = build_parser()
+    given = list(arguments)
     launcher_args: list[str] = []
     if "--" in arguments and "train" in arguments[: arguments.index("--")]:
         split = arguments.index("--")
@@ -59,7 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser.error(f"unknown argument {rest[0]} of ds-train {args.command}; see --help")
-    args.launcher_args = launcher_args
+    args.launcher_args, args.given = launcher_args, given
     return args
 
 
@@ -184,6 +187,12 @@ def _fewshot(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.tasks is not None:
+        return _evaluate_tasks(args)
+    for name in _TASK_ONLY:
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: is for evaluation tasks; name them with --tasks a,b.")
     from ds_train.evaluate.loss import evaluate_command
 
     evaluate_command(
@@ -200,6 +209,45 @@ def _evaluate(args: argparse.Namespace) -> int:
         output=args.output,
     )
     return 0
+
+
+def _evaluate_tasks(args: argparse.Namespace) -> int:
+    from ds_train.evaluate.task_list import MISSING, is_installed
+
+    if not is_installed():
+        raise ConfigError(MISSING)
+    for name in ("recipe", "overrides", "batch_size"):
+        if getattr(args, name):
+            raise ConfigError(
+                f"--tasks: has no use for {'--batch-size' if name == 'batch_size' else name}; "
+                "leave it out" + (", or give --batch-tokens." if name == "batch_size" else ".")
+            )
+    from ds_train.evaluate.task_command import TaskTarget, evaluate_tasks_command
+    from ds_train.evaluate.tasks import TaskSettings
+
+    return evaluate_tasks_command(
+        TaskTarget(
+            args.target,
+            checkpoint=args.checkpoint,
+            base=args.base,
+            dtype=args.dtype,
+            device=args.device,
+            zero=args.zero,
+            batch_tokens=args.batch_tokens,
+        ),
+        TaskSettings(
+            tasks=args.tasks,
+            task_path=args.task_path,
+            shots=args.shots,
+            seeds=args.seeds,
+            limit=args.max_samples,
+            log_samples=args.samples,
+        ),
+        processes=args.processes,
+        arguments=args.given,
+        is_rank=_is_rank(),
+        output=args.output,
+    )
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -57,6 +57,30 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _natural(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f'"{text}": must be a whole number of at least 0')
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 0, as in `0,2,4`; each once."""
+    found = tuple(_natural(part) for part in text.split(","))
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f'"{text}": names a number twice')
+    return found
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them; each once."""
+    found = tuple(part.strip() for part in text.split(","))
+    if "" in found or len(set(found)) < len(found):
+        fault = "has an empty name" if "" in found else "names one twice"
+        raise argparse.ArgumentTypeError(f'"{text}": {fault}; write names as in a,b')
+    return found
+
+
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -187,9 +211,11 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = _command(
         commands,
         "evaluate",
-        "measure the loss of a run, an adapter or a model",
+        "measure a run, an adapter or a model: its loss on data, or evaluation tasks of lm_eval",
         "ds-train evaluate runs/first --checkpoint best\n"
-        "ds-train evaluate runs/first/merged --recipe my.yaml",
+        "ds-train evaluate runs/first/merged --recipe my.yaml\n"
+        "ds-train evaluate runs/first --tasks arc_easy,piqa --shots 0,5 --output numbers.json\n"
+        "ds-train evaluate my-model --tasks my_task --task-path my_tasks --processes 8",
     )
     parser.add_argument("target", help="run folder, adapter folder, model folder or hub name")
     parser.add_argument(
@@ -207,6 +233,48 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--batch-size", type=_count, help="samples at once")
     parser.add_argument("--output", help="write the numbers to this JSON file")
+    _add_task_arguments(parser)
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    tasks = parser.add_argument_group("evaluation tasks (needs the package lm_eval)")
+    tasks.add_argument(
+        "--tasks",
+        type=_names,
+        metavar="a,b",
+        help="names of tasks, groups or tags, patterns such as blimp_*, or YAML files",
+    )
+    tasks.add_argument("--task-path", metavar="DIR", help="a folder of your own task YAML files")
+    tasks.add_argument(
+        "--shots",
+        type=_numbers,
+        default=(),
+        metavar="0,2,4",
+        help="numbers of demonstrations; each task's own when left out",
+    )
+    tasks.add_argument(
+        "--seeds",
+        type=_numbers,
+        default=(1234,),
+        metavar="1,2,3",
+        help="of the demonstrations (default 1234)",
+    )
+    tasks.add_argument(
+        "--samples", action="store_true", help="with --output: every document's answers too"
+    )
+    tasks.add_argument(
+        "--batch-tokens", type=_count, metavar="N", help="tokens of a batch, padding included"
+    )
+    tasks.add_argument(
+        "--processes", type=_count, metavar="N", help="of this machine, one for each GPU"
+    )
+    tasks.add_argument(
+        "--zero",
+        type=int,
+        choices=[0, 3],
+        default=0,
+        help="3: each process holds a part of the model; 0 (default): all of it",
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks
 from ds_train.evaluate.requests import BatchPlan, Request, ScoreBatch, plan_batches
 from ds_train.evaluate.sharing import find_sharing
@@ -28,6 +27,27 @@ Say = Callable[[str], Any]
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of a batch by device type: some hundred rows of a short question."""
+
+
+class Served(Protocol):
+    """A model behind DeepSpeed: the `Engine` of a run, or a `ShardedModel`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """`LanguageModel`"""
+        ...
+
+    def label_losses(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """`LanguageModel.forward`, per token."""
+        ...
+
+    def train_mode(self, training: bool) -> None:
+        """Dropout on or off."""
+        ...
+
+
+Computes = Served | LanguageModel
+"""What computes: behind DeepSpeed, or a whole model of this process."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +64,7 @@ class RequestScorer:
     """Scores requests; a collective call where there are several ranks.
 
     Args:
-        model: what computes: the engine under DeepSpeed, or a model of this process alone (then a
-            whole copy on every rank).
+        model: what computes; a whole model has a copy on every rank.
         max_length: tokens that the model reads at most; longer requests lose their beginning.
         batch_tokens: tokens of a batch, padding included; by the device when None.
         say: told once whether requests share what they have in common, and why not.
@@ -53,20 +72,20 @@ class RequestScorer:
 
     def __init__(
         self,
-        model: Engine | LanguageModel,
+        model: Computes,
         ranks: Ranks,
         *,
         max_length: int,
         batch_tokens: int | None = None,
         say: Say = lambda text: None,
     ) -> None:
-        self._model, self.ranks, self.max_length = model, ranks, max_length
-        inner: Any = model.module if isinstance(model, Engine) else model
+        self.computes, self.ranks, self.max_length = model, ranks, max_length
+        inner: Any = model if isinstance(model, LanguageModel) else model.module
         self.model: Any = inner.model
         """The Hugging Face or PEFT model inside."""
         self.device = next(inner.parameters()).device
-        if isinstance(model, Engine):
-            self.device = model.ranks.device
+        if not isinstance(model, LanguageModel):
+            self.device = ranks.device
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 4096)
         with self._evaluating():
             self.sharing, line = find_sharing(self.model, self._losses, max_length)
@@ -109,9 +128,9 @@ class RequestScorer:
             "num_supervised": len(batch.labels),
         }
         ids, labels = self._put(batch.input_ids), self._put(batch.labels)
-        if isinstance(self._model, Engine):
-            return self._model.label_losses(ids, labels, **arguments)
-        losses, correct = self._model(ids, labels, per_token=True, **arguments)
+        if not isinstance(self.computes, LanguageModel):
+            return self.computes.label_losses(ids, labels, **arguments)
+        losses, correct = self.computes(ids, labels, per_token=True, **arguments)
         return losses, correct
 
     def _mask(self, visible: NDArray[np.bool_]) -> Tensor:
@@ -129,15 +148,15 @@ class RequestScorer:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _evaluating(self) -> _Evaluating:
-        return _Evaluating(self._model)
+        return _Evaluating(self.computes)
 
 
 class _Evaluating:
     """Dropout off inside, and as it was before afterwards."""
 
-    def __init__(self, model: Engine | LanguageModel) -> None:
+    def __init__(self, model: Computes) -> None:
         self._model = model
-        module: Any = model.module if isinstance(model, Engine) else model
+        module: Any = model if isinstance(model, LanguageModel) else model.module
         self._was_training = bool(module.training)
 
     def __enter__(self) -> None:
@@ -147,7 +166,7 @@ class _Evaluating:
         self._set(self._was_training)
 
     def _set(self, training: bool) -> None:
-        if isinstance(self._model, Engine):
+        if not isinstance(self._model, LanguageModel):
             self._model.train_mode(training)
         else:
             self._model.train(training)

@@ -39,6 +39,13 @@ def launcher_command(
     return [*command, "--module", "ds_train", action, str(recipe_path), *overrides]
 
 
+def here_command(world: World, arguments: Sequence[str]) -> list[str]:
+    """`deepspeed ... --module ds_train arguments...`, as processes of this machine."""
+    place = [*_deepspeed(), *_place_args(world, filtered=False)]
+    place += ["--master_port", str(free_port()), "--log_level", "critical"]
+    return [*place, "--module", "ds_train", *arguments]
+
+
 def master_port(command: Sequence[str]) -> int:
     """The port in a command of `launcher_command`."""
     position = max(i for i, word in enumerate(command) if word.startswith("--master_port"))
