@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ds_train.config.base import ByteCount, Count, Natural, Section, UserPath
 from ds_train.config.mixture import MixtureConfig
@@ -64,6 +64,18 @@ class SourceConfig(Section):
 
     max_samples: Count | None = None
     """Read only the first so many samples."""
+
+    @field_validator("template")
+    @classmethod
+    def _different(cls, template: str | list[str] | None) -> str | list[str] | None:
+        """Several templates are different ones."""
+        if template == []:
+            raise ValueError("is empty; give templates, or remove the line")
+        if isinstance(template, list):
+            for number, text in enumerate(template):
+                if text in template[:number]:
+                    raise ValueError(f'holds "{text}" twice; give each template once')
+        return template
 
     @property
     def shown_name(self) -> str:

@@ -20,8 +20,6 @@ def labelled_rules(name: str, source: SourceConfig) -> Iterator[str]:
 
 def _templates(name: str, source: SourceConfig) -> Iterator[str]:
     given = source.template
-    if given == []:
-        yield f"{name}.template = []: is empty; give templates, or remove the line."
     texts = [given] if isinstance(given, str) else given or []
     wanted, what = "{text}", "text to classify"
     if source.format == "multiple_choice":
@@ -30,5 +28,3 @@ def _templates(name: str, source: SourceConfig) -> Iterator[str]:
         place = f"{name}.template" + ("" if isinstance(given, str) else f"[{number}]")
         if wanted not in text and not (source.format is None and "{prompt}" in text):
             yield f'{place} = "{text}": must contain {wanted}, where the {what} is put.'
-        elif text in texts[:number]:
-            yield f'{place} = "{text}": is given twice; give each template once.'
