@@ -14,12 +14,12 @@ from pydantic import AfterValidator, BeforeValidator
 
 METHODS = ("random", "balanced", "bm25", "knn", "fixed")
 CALIBRATIONS = ("none", "contextual", "batch", "pmi")
-NORMALISATIONS = ("none", "tokens", "characters", "bytes", "pmi")
+NORMALISATIONS = ("none", "tokens", "chars", "bytes", "pmi")
 DRAWS = ("document", "lm_eval")
 
+_SYNONYMS = {"characters": "chars"}
 _OTHER_NAMES = {
-    "chars": "characters",
-    "char": "characters",
+    "char": "chars",
     "byte": "bytes",
     "token": "tokens",
     "mutual_info": "pmi",
@@ -71,7 +71,8 @@ def parse_names(value: Any, names: Sequence[str]) -> list[str]:
     given = value if isinstance(value, list | tuple) else str(value).split(",")
     if not given:
         raise ValueError(f"names nothing; give one of {', '.join(names)}")
-    checked = [check_name(str(one).strip().lower(), names) for one in given]
+    plain = [str(one).strip().lower() for one in given]
+    checked = [check_name(_SYNONYMS.get(one, one), names) for one in plain]
     return list(dict.fromkeys(checked))
 
 
@@ -101,4 +102,4 @@ CalibrationNames = Annotated[
 NormalisationNames = Annotated[
     list[str], BeforeValidator(lambda value: parse_names(value, NORMALISATIONS))
 ]
-"""One of none, tokens, characters, bytes and pmi, or a list of them."""
+"""One of none, tokens, chars (or characters), bytes and pmi, or a list of them."""

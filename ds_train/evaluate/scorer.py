@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class RequestScorer:
         if not isinstance(model, LanguageModel):
             self.device = ranks.device
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 4096)
-        with self._evaluating():
+        with self.evaluating():
             self.sharing, line = find_sharing(self.model, self._losses, max_length)
         say(f"scoring: {line}")
 
@@ -108,7 +109,7 @@ class RequestScorer:
         plan = self.plan(requests)
         logprob, wrong = np.zeros(len(requests)), np.zeros(len(requests))
         batches = plan.share(self.ranks.rank, self.ranks.world_size)
-        with self._evaluating(), torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             for batch, counts in _shown(batches, plan, self.ranks, progress):
                 losses, correct = self._losses(batch)
                 if not counts:
@@ -147,11 +148,12 @@ class RequestScorer:
     def _put(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def _evaluating(self) -> _Evaluating:
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Dropout off inside, and as it was before afterwards."""
         return _Evaluating(self.computes)
 
 
-class _Evaluating:
+class _Evaluating(AbstractContextManager[None]):
     """Dropout off inside, and as it was before afterwards."""
 
     def __init__(self, model: Computes) -> None:

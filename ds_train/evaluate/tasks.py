@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ds_train.errors import ConfigError, DataError
+from ds_train.evaluate.embed import embed_texts
 from ds_train.evaluate.task_list import quieten
 from ds_train.evaluate.task_model import TaskModel
+from ds_train.evaluate.task_options import Equipped, TaskOptions, equip
 
 Say = Callable[[str], Any]
 
@@ -35,6 +37,8 @@ class TaskSettings:
     """of the demonstrations; lm_eval's default"""
     limit: int | None = None
     """only the first so many documents of each task"""
+    options: TaskOptions = field(default_factory=TaskOptions)
+    """how demonstrations are chosen, and which scores are given"""
     log_samples: bool = False
     """keep every document's requests, answers and metrics"""
 
@@ -85,42 +89,64 @@ class TaskResult:
         return found
 
 
-def run_tasks(
-    loaded: dict[str, Any], settings: TaskSettings, model: TaskModel, say: Say
-) -> list[TaskResult]:
-    """Results of every task, number of demonstrations and seed; a collective call.
+class TaskRun:
+    """Tasks that are ready to be evaluated with a model, as often as one likes.
 
     Args:
         loaded: of `open_tasks`; its tasks are changed.
-
-    Raises:
-        ConfigError: more demonstrations than a task has; DataError: a document can't be asked.
     """
-    quieten()
-    own_shots = {name: task.get_config("num_fewshot") for name, task in loaded["tasks"].items()}
-    for name, task in loaded["tasks"].items():
-        prepare_task(name, task, settings, model)
-    results: list[TaskResult] = []
-    for shots in settings.shots or (None,):
-        _set_shots(loaded["tasks"], own_shots, shots, say)
-        used = {task.get_config("num_fewshot") for task in loaded["tasks"].values()}
-        # without demonstrations nothing is drawn, and one seed says it all
-        seeds = settings.seeds[:1] if used == {0} else settings.seeds
-        for seed in seeds:
-            began = time.monotonic()
-            results += _evaluate(loaded, settings, model, seed)
-            if model.scorer.ranks.is_main:
+
+    def __init__(
+        self, loaded: dict[str, Any], settings: TaskSettings, model: TaskModel, say: Say
+    ) -> None:
+        quieten()
+        self._loaded, self._settings, self._model, self._say = loaded, settings, model, say
+        tasks = loaded["tasks"]
+        self._own_shots = {name: task.get_config("num_fewshot") for name, task in tasks.items()}
+        self._equipped = [
+            prepare_task(name, task, settings, model, say) for name, task in tasks.items()
+        ]
+
+    def evaluate(self) -> list[TaskResult]:
+        """Results of every task, number of demonstrations and seed; a collective call.
+
+        Raises:
+            ConfigError: more demonstrations than a task has; DataError: a bad document.
+        """
+        tasks, settings = self._loaded["tasks"], self._settings
+        results: list[TaskResult] = []
+        for shots in settings.shots or (None,):
+            _set_shots(tasks, self._own_shots, shots, self._say)
+            used = {task.get_config("num_fewshot") for task in tasks.values()}
+            # without demonstrations nothing is drawn, and one seed says it all
+            seeds = settings.seeds[:1] if used == {0} else settings.seeds
+            for seed in seeds:
+                began = time.monotonic()
+                results += _evaluate(self._loaded, settings, self._model, seed)
                 drawn = "" if used == {0} else f", seed {seed}"
                 number = "their own" if shots is None else str(shots)
-                say(f"tasks: {number} shots{drawn}: {time.monotonic() - began:.1f} s")
-    return results
+                self._say(f"tasks: {number} shots{drawn}: {time.monotonic() - began:.1f} s")
+                for remark in [text for one in self._equipped for text in one.remarks()]:
+                    self._say(remark)
+        return results
 
 
-def prepare_task(name: str, task: Any, settings: TaskSettings, model: TaskModel) -> None:
-    """The one place where it is chosen how a task's demonstrations are drawn.
+def run_tasks(
+    loaded: dict[str, Any], settings: TaskSettings, model: TaskModel, say: Say
+) -> list[TaskResult]:
+    """`TaskRun`, once; a collective call. `say` is the first rank's."""
+    return TaskRun(loaded, settings, model, say).evaluate()
 
-    As it was loaded, it draws as lm_eval does: one generator runs through the documents.
-    """
+
+def prepare_task(
+    name: str, task: Any, settings: TaskSettings, model: TaskModel, say: Say
+) -> Equipped:
+    """The one place where it is chosen how a task draws its demonstrations and is scored."""
+
+    def embed(texts: Sequence[str]) -> Any:
+        return embed_texts(model.scorer, model.tokenizer, texts)
+
+    return equip(name, task, settings.options, model, embed=embed, limit=settings.limit, say=say)
 
 
 def _set_shots(

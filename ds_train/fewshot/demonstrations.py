@@ -36,18 +36,22 @@ class Pool:
     """text of each without its answer"""
     classes: Sequence[str]
     """the answer of each, or whatever shall be balanced"""
+    keys: Sequence[str] = ()
+    """what each says as a whole (`document_key`), where inputs alone may not show who is who"""
 
     @cached_property
-    def places(self) -> dict[str, list[int]]:
-        """Where each input stands."""
-        found: dict[str, list[int]] = {}
-        for index, text in enumerate(self.inputs):
-            found.setdefault(text, []).append(index)
+    def _places(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Where each input and each key stands."""
+        found: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
+        for texts, places in zip((self.inputs, self.keys), found, strict=True):
+            for index, text in enumerate(texts):
+                places.setdefault(text, []).append(index)
         return found
 
     def same(self, query: Query) -> set[int]:
-        """Documents whose input is the query's."""
-        return set(self.places.get(query.input, ()))
+        """Documents that are the query, or whose input is the query's."""
+        inputs, keys = self._places
+        return {*inputs.get(query.input, ()), *keys.get(query.key, ())}
 
 
 @dataclass(frozen=True)

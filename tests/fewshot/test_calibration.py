@@ -100,7 +100,8 @@ def test_names() -> None:
         ValueError, match=r"none, contextual, batch, pmi. Did you mean contextual\?"
     ):
         parse_names("contextal", CALIBRATIONS)
-    with pytest.raises(ValueError, match=r"Did you mean characters\?"):
-        parse_names("chars", NORMALISATIONS)
+    assert parse_names("characters,chars", NORMALISATIONS) == ["chars"]
+    with pytest.raises(ValueError, match=r"Did you mean bytes\?"):
+        parse_names("byte", NORMALISATIONS)
     with pytest.raises(ValueError, match="names nothing"):
         parse_names([], NORMALISATIONS)
