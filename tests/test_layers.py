@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "ds_train.train": 5,
     # 6
     "ds_train.checkpoint": 6,
+    "ds_train.evaluate.ranking": 5,
     "ds_train.evaluate.requests": 2,
     "ds_train.evaluate.sharing": 3,
     "ds_train.evaluate.scorer": 5,

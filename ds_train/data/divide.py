@@ -45,8 +45,12 @@ class PreparedData:
 
         Of labelled examples the right answers only, in every template.
         """
-        part = self.dev if self.dev is not None else self.validation
-        return None if part is None else part.gold()
+        return None if self.held_out is None else self.held_out.gold()
+
+    @property
+    def held_out(self) -> TokenStore | None:
+        """That part with the wrong answers too, where these were rendered."""
+        return self.dev if self.dev is not None else self.validation
 
 
 def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:

@@ -14,10 +14,13 @@ from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.data.store import TokenStore
+from ds_train.engine.ranks import Ranks
 from ds_train.errors import ConfigError, DataError, quoted
 from ds_train.evaluate.episodes import score_shots, tables
 from ds_train.evaluate.model import Target, find_target, load_for_inference
+from ds_train.evaluate.ranking import add_ranks, rank_examples, rank_table
 from ds_train.evaluate.samples import by_source, score_samples, summarise
+from ds_train.evaluate.scorer import RequestScorer
 from ds_train.fewshot.build import episodes_section
 from ds_train.model.head import LanguageModel
 from ds_train.model.tokenizer import pad_token_id
@@ -54,7 +57,8 @@ def evaluate_command(
     found = find_target(target, checkpoint, base)
     config = _config_of(found, recipe, overrides)
     data = prepare_data(config, say=say)
-    store = _choose_split(data, split)
+    part = _choose_split(data, split)
+    store = part.gold()
     model, tokenizer = load_for_inference(found, dtype=dtype, device=device, say=say)
     train = config.train
     started = time.monotonic()
@@ -75,9 +79,17 @@ def evaluate_command(
         scores = score_samples(language_model, store, max_length=config.data.max_length, **how)
         result |= summarise(store, scores)
         result["sources"] = by_source(store, scores, data.source_names)
+    ranked = None
+    if config.evaluate.rank_classification:
+        scorer = RequestScorer(language_model, Ranks(0, 0, 1), max_length=config.data.max_length)
+        most = {"max_examples": max_samples, "progress": "rank"}
+        ranked = rank_examples(scorer, part, data.source_names, part=f"the {split} data", **most)
+        add_ranks(result, ranked)
     result["seconds"] = round(time.monotonic() - started, 3)
     for text in tables(result, format_table) if "shots" in result else [format_table(result)]:
         say(text)
+    if ranked is not None:
+        say(rank_table(ranked))
     if output is not None:
         Path(output).write_text(json.dumps(result, indent=2) + "\n")
     return result
@@ -101,9 +113,9 @@ def _config_of(target: Target, recipe: str | Path | None, overrides: Sequence[st
 
 
 def _choose_split(data: PreparedData, split: str) -> TokenStore:
-    """A part of the data; of labelled examples the right answers only."""
+    """A part of the data; of labelled examples with the wrong answers, where they are rendered."""
     if split == "train":
-        return data.train.gold()
+        return data.train
     if split not in ("validation", "dev"):
         raise ConfigError(f"--split {split}: validation, dev or train")
     if split == "dev":
@@ -112,13 +124,13 @@ def _choose_split(data: PreparedData, split: str) -> TokenStore:
                 "--split dev: the recipe has no dev examples; fewshot.subset: {k: 16, dev: true} "
                 "takes some."
             )
-        return data.dev.gold()
+        return data.dev
     if data.validation is None:
         raise DataError(
             "data.validation: the recipe holds nothing out. Evaluate with --split train, or give "
             "--recipe with data.validation."
         )
-    return data.validation.gold()
+    return data.validation
 
 
 def format_table(result: dict[str, Any]) -> str:

@@ -27,11 +27,6 @@ Flags = NDArray[np.bool_]
 NORMALISATIONS = ("none", "tokens", "chars", "bytes")
 RANK_METRICS = ("rank_accuracy", *(f"rank_accuracy_{name}" for name in NORMALISATIONS))
 """Names of the shares; `rank_accuracy` is that of `tokens`."""
-NO_CHOICES = (
-    "{field}: no example of {part} has answers to choose from; use format: classification or "
-    "multiple_choice there, or leave it out."
-)
-"""Why nothing can be ranked."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,17 @@ def losses_rules(config: RunConfig) -> Iterator[str]:
     if losses is not None or config.evaluate.rank_classification:
         field = "fewshot.losses" if losses is not None else "evaluate.rank_classification"
         yield from _answers(config, field)
+    if config.evaluate.rank_classification and _has_episodes(config):
+        yield (
+            "evaluate.rank_classification with fewshot.episodes: answers would be ranked without "
+            "the demonstrations that the run trains with; remove it (fewshot.episodes.shots says "
+            "with how many the loss is measured)."
+        )
     yield from _metrics(config)
+
+
+def _has_episodes(config: RunConfig) -> bool:
+    return config.fewshot is not None and config.fewshot.episodes is not None
 
 
 def _rows(config: RunConfig) -> Iterator[str]:

@@ -223,11 +223,8 @@ class Loop:
         if run.data.evaluated is None:
             return
         began = time.perf_counter()
-        shares: dict[str, float] = {}
-        if run.config.evaluate.rank_classification:
-            result, shares = run.evaluate_ranked()
-        else:
-            result = evaluate_batches(run.engine, run.build_validation(), run.data.evaluated)
+        result = evaluate_batches(run.engine, run.build_validation(), run.data.evaluated)
+        shares = run.rank() if run.config.evaluate.rank_classification else {}
         numbers = {
             "loss": result.loss,
             "perplexity": math.exp(min(result.loss, 700.0)),

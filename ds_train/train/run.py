@@ -20,16 +20,16 @@ from ds_train.data.candidate_batch import collate_candidates
 from ds_train.data.mix import Ints
 from ds_train.data.order import StepPlan
 from ds_train.data.prepare import PreparedData
-from ds_train.data.store import TokenStore
 from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks
+from ds_train.evaluate.ranking import rank_examples
+from ds_train.evaluate.scorer import RequestScorer
 from ds_train.fewshot.build import episodes_section, evaluation_episodes
 from ds_train.fewshot.candidates import num_gold_tokens
 from ds_train.model.adapter import write_adapter
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan
 from ds_train.train.objective import ChoiceObjective, Objective, TokenObjective
-from ds_train.train.ranked import Ranked, evaluate_ranked, rows_to_rank
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,12 @@ class Run:
         """This rank's share of the validation rows, one micro-batch after the other."""
         held_out = self.data.evaluated
         assert held_out is not None
-        return self._eval_batches(
+        train = self.config.train
+        return eval_batches(
             held_out,
+            rank=self.ranks.rank,
+            dp_size=self.ranks.world_size,
+            micro_batch_size=train.per_device_eval_batch_size or train.per_device_train_batch_size,
             packing=self.config.data.packing and self._evaluation_episodes is None,
             max_rows=self.config.evaluate.max_rows,
             rows=self._evaluation_episodes,
@@ -100,24 +104,15 @@ class Run:
         *_, last = evaluation_episodes(self.config, self.data, held_out).values()
         return last.rows
 
-    def evaluate_ranked(self) -> Ranked:
-        """Score every answer of the held-out examples; a collective call."""
-        store = self.data.validation if self.data.dev is None else self.data.dev
+    def rank(self) -> dict[str, Any]:
+        """Rank classification of the held-out examples; a collective call."""
+        store = self.data.held_out
         assert store is not None
-        rows = rows_to_rank(store, self.config.evaluate.max_rows)
-        layout = {**self.layout, "flatten": False}
-        batches = self._eval_batches(store, packing=False, rows=rows, **layout)
-        return evaluate_ranked(self.engine, batches, store, len(rows))
+        return rank_examples(self._scorer, store, max_examples=self.config.evaluate.max_rows)
 
-    def _eval_batches(self, store: TokenStore, **how: Any) -> Iterator[Batch]:
-        train = self.config.train
-        return eval_batches(
-            store,
-            rank=self.ranks.rank,
-            dp_size=self.ranks.world_size,
-            micro_batch_size=train.per_device_eval_batch_size or train.per_device_train_batch_size,
-            **how,
-        )
+    @cached_property
+    def _scorer(self) -> RequestScorer:
+        return RequestScorer(self.engine, self.ranks, max_length=self.config.data.max_length)
 
     @property
     def layout(self) -> dict[str, Any]:
