@@ -61,6 +61,9 @@ def check_paths(config: RunConfig) -> list[str]:
     ):
         if value is not None and not _expand(value).is_file():
             faults.append(missing(name, value, "file"))
+    tasks = config.evaluate.task_path
+    if tasks is not None and not _expand(tasks).is_dir():
+        faults.append(missing("evaluate.task_path", tasks, "folder"))
     measuring = config.curriculum.metric_model if config.curriculum is not None else None
     if measuring is not None and looks_like_path(measuring) and not _expand(measuring).is_dir():
         faults.append(missing("curriculum.metric_model", measuring, "folder"))

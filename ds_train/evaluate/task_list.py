@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ds_train.config.run import RunConfig
 from ds_train.errors import ConfigError, DataError, DsTrainError, quoted, reason
 
 MISSING = (
@@ -51,6 +52,31 @@ def open_tasks(names: Sequence[str], task_path: str | Path | None = None) -> dic
     for name, task in tasks["tasks"].items():
         _name_faults(name, task)
     return tasks
+
+
+def open_recipe_tasks(config: RunConfig) -> dict[str, Any]:
+    """The tasks of a recipe; faults as in `open_tasks`, with the field's name."""
+    evaluate = config.evaluate
+    try:
+        loaded = open_tasks(evaluate.tasks, evaluate.task_path)
+        for shots in evaluate.shots:
+            check_pools(loaded, shots)
+    except ConfigError as error:
+        raise ConfigError([f"evaluate.{fault}" for fault in error.faults]) from None
+    return loaded
+
+
+def check_pools(loaded: dict[str, Any], shots: int) -> None:
+    """ConfigError where a task has fewer documents to draw from than demonstrations are wanted."""
+    for name, task in loaded["tasks"].items():
+        if task.get_config("num_fewshot") == 0:
+            continue  # it is never given any
+        pool = getattr(getattr(task, "sampler", None), "df", None)
+        if pool is not None and len(pool) < shots:
+            raise ConfigError(
+                f"shots = {shots}: task {name} has {len(pool)} documents to draw demonstrations "
+                "from; ask for fewer."
+            )
 
 
 def quieten() -> None:

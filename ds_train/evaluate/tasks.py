@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ds_train.errors import ConfigError, DataError
+from ds_train.errors import DataError
 from ds_train.evaluate.embed import embed_texts
-from ds_train.evaluate.task_list import quieten
+from ds_train.evaluate.task_list import check_pools, quieten
 from ds_train.evaluate.task_model import TaskModel
 from ds_train.evaluate.task_options import Equipped, TaskOptions, equip
 
@@ -60,11 +60,15 @@ class TaskResult:
     samples: list[dict[str, Any]] | None = None
 
     def numbers(self) -> dict[str, float]:
-        """The metrics by their lm_eval names, standard errors left out; NaN where not a number."""
+        """The metrics by their lm_eval names, standard errors left out."""
+        return {k: v for k, v in self.all_numbers().items() if "_stderr," not in k}
+
+    def all_numbers(self) -> dict[str, float]:
+        """The metrics by their lm_eval names; what is no number is left out ("N/A")."""
         return {
             key: float(value)
             for key, value in self.results.items()
-            if "," in key and "_stderr," not in key and isinstance(value, int | float)
+            if "," in key and isinstance(value, int | float)
         }
 
     def error_of(self, key: str) -> float | None:
@@ -94,12 +98,17 @@ class TaskRun:
 
     Args:
         loaded: of `open_tasks`; its tasks are changed.
+
+    Raises:
+        ConfigError: more demonstrations than a task has.
     """
 
     def __init__(
         self, loaded: dict[str, Any], settings: TaskSettings, model: TaskModel, say: Say
     ) -> None:
         quieten()
+        for shots in settings.shots:
+            check_pools(loaded, shots)
         self._loaded, self._settings, self._model, self._say = loaded, settings, model, say
         tasks = loaded["tasks"]
         self._own_shots = {name: task.get_config("num_fewshot") for name, task in tasks.items()}
@@ -111,7 +120,7 @@ class TaskRun:
         """Results of every task, number of demonstrations and seed; a collective call.
 
         Raises:
-            ConfigError: more demonstrations than a task has; DataError: a bad document.
+            DataError: a document can't be asked, or scored.
         """
         tasks, settings = self._loaded["tasks"], self._settings
         results: list[TaskResult] = []
@@ -157,20 +166,7 @@ def _set_shots(
         number = own[name] if shots is None or own[name] == 0 else shots
         if shots and own[name] == 0:
             say(f"task {name}: num_fewshot is 0 in its YAML, so it stays without demonstrations")
-        number = number or 0
-        _check_pool(name, task, number)
-        task.set_config(key="num_fewshot", value=number)
-
-
-def _check_pool(name: str, task: Any, shots: int) -> None:
-    if shots == 0:
-        return
-    pool = getattr(getattr(task, "sampler", None), "df", None)
-    if pool is not None and len(pool) < shots:
-        raise ConfigError(
-            f"shots = {shots}: task {name} has {len(pool)} documents to draw demonstrations from; "
-            "ask for fewer."
-        )
+        task.set_config(key="num_fewshot", value=number or 0)
 
 
 def _evaluate(

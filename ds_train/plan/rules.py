@@ -57,6 +57,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *episode_rules(config),
         *losses_rules(config),
         *_evaluation(config),
+        *_tasks(config),
         *zero_rules(config, world_size),
         *offload_rules(config),
         *_packages(config),
@@ -256,7 +257,20 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
             )
 
 
+def _tasks(config: RunConfig) -> Iterator[str]:
+    if config.evaluate.tasks:
+        return
+    for field in ("task_path", "shots", "seeds", "tasks_every"):
+        if _given(config.evaluate, field):
+            yield f"evaluate.{field}: is for evaluation tasks; name them in evaluate.tasks: [a, b]."
+
+
 def _packages(config: RunConfig) -> Iterator[str]:
+    if config.evaluate.tasks and not _is_installed("lm_eval"):
+        yield (
+            "evaluate.tasks: the package lm_eval is not installed; run pip install "
+            "'ds-train[eval]', or remove it."
+        )
     for tracker in config.report.trackers:
         if not _is_installed(tracker):
             yield (

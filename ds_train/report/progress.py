@@ -15,7 +15,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from ds_train.config.report import ReportConfig
-from ds_train.report.record import EvaluationRecord, Record, StepRecord
+from ds_train.report.record import EvaluationRecord, Record, StepRecord, TaskRecord
 from ds_train.units import format_seconds
 
 
@@ -45,6 +45,9 @@ class Progress:
         """Show one record, where its turn has come."""
         if isinstance(record, EvaluationRecord):
             self.say(evaluation_line(record))
+            return
+        if isinstance(record, TaskRecord):
+            self.say(task_line(record))
             return
         left_seconds = self._left(record)
         if self._bar is not None:
@@ -120,3 +123,15 @@ def evaluation_line(record: EvaluationRecord) -> str:
         f"evaluation after step {record.step:,}  loss {record.loss:.3f}  "
         f"perplexity {record.perplexity:,.2f}  token accuracy {record.token_accuracy:.1%}{best}"
     )
+
+
+def task_line(record: TaskRecord) -> str:
+    """One evaluation task as a plain line, standard errors left out."""
+    shots = "" if record.shots < 0 else f"{record.shots} shots, "
+    numbers = [
+        f"{key.removesuffix(',none')} {value:.4f}"
+        for key, value in record.metrics.items()
+        if "_stderr," not in key
+    ]
+    where = f"{record.task} after step {record.step:,}  "
+    return f"{where}{shots}seed {record.seed}  {'  '.join(numbers)}"

@@ -82,10 +82,30 @@ class EvaluationRecord:
     """What guessing would reach."""
 
 
-Record = StepRecord | EvaluationRecord
-_CLASSES: dict[str, type[StepRecord] | type[EvaluationRecord]] = {
+@dataclass(frozen=True)
+class TaskRecord:
+    """One evaluation task of lm_eval, with one number of demonstrations and one seed."""
+
+    type: ClassVar[str] = "task"
+    step: int
+    """Optimizer steps made before it."""
+    task: str
+    """Its name; or that of a group."""
+    shots: int
+    """Demonstrations; -1 of a group whose tasks have different numbers."""
+    seed: int
+    """Of the demonstrations."""
+    metrics: dict[str, float]
+    """Under lm_eval's names, standard errors (`acc_stderr,none`) too."""
+    seconds: float
+    """Wall time of the whole pass over all tasks."""
+
+
+Record = StepRecord | EvaluationRecord | TaskRecord
+_CLASSES: dict[str, type[StepRecord] | type[EvaluationRecord] | type[TaskRecord]] = {
     "step": StepRecord,
     "evaluation": EvaluationRecord,
+    "task": TaskRecord,
 }
 
 
@@ -97,6 +117,8 @@ def to_json(record: Record) -> str:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -110,8 +132,13 @@ def from_json(line: str) -> Record:
     needed = {field.name for field in fields(kind) if field.default is MISSING}
     if faults := (needed - set(values)) | (set(values) - names):
         raise ValueError(f"keys {sorted(faults)} missing or unknown")
-    known: dict[str, Any] = {key: math.nan if v is None else v for key, v in values.items()}
-    return kind(**known)
+    return kind(**{key: _with_nan(value) for key, value in values.items()})
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(one) for key, one in value.items()}
+    return math.nan if value is None else value
 
 
 def read_records(path: Path) -> list[Record]:

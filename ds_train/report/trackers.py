@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from ds_train.config.run import RunConfig
 from ds_train.errors import ConfigError
-from ds_train.report.record import Record
+from ds_train.report.record import Record, TaskRecord
 
 _MODULES = {
     "tensorboard": ("tensorboard", "torch.utils.tensorboard"),
@@ -59,10 +60,20 @@ def open_trackers(config: RunConfig) -> list[Tracker]:
 
 
 def _numbers(record: Record) -> dict[str, float]:
-    """The record's finite numbers under the names `step/loss`, `evaluation/loss`, ..."""
+    """The record's finite numbers: `step/loss`, `evaluation/loss`, `task/piqa/2shot/seed1234/acc`.
+
+    MLflow takes no commas in names, which lm_eval's metrics have.
+    """
+    prefix, values = record.type, asdict(record)
+    if isinstance(record, TaskRecord):
+        prefix = f"task/{record.task}/{record.shots}shot/seed{record.seed}"
+        values = {
+            re.sub(r"[^\w./ -]", "/", key.removesuffix(",none")): value
+            for key, value in record.metrics.items()
+        }
     return {
-        f"{record.type}/{key}": float(value)
-        for key, value in asdict(record).items()
+        f"{prefix}/{key}": float(value)
+        for key, value in values.items()
         if key != "step" and value is not None and math.isfinite(value)
     }
 
@@ -101,7 +112,7 @@ class _WandB:
             dir=config.output_dir,
             config=config.model_dump(mode="json"),
         )
-        for kind in ("step", "evaluation"):
+        for kind in ("step", "evaluation", "task"):
             self._run.define_metric(f"{kind}/*", step_metric="global_step")
 
     def write(self, record: Record) -> None:

@@ -38,6 +38,7 @@ from ds_train.train.run import Run
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
 from ds_train.train.step import evaluate_batches, train_step
+from ds_train.train.tasks import TaskEvaluations
 from ds_train.train.unfreeze import stage_at
 
 
@@ -79,6 +80,7 @@ class Loop:
         )
         self.delivered = Delivered(run.reporting, run.ranks, run.start.step)
         self.refresher = Refresher(run, say)
+        self.tasks = TaskEvaluations(run, say)
         self.reporter: Reporter | None = None
         if run.ranks.is_main:
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
@@ -98,6 +100,8 @@ class Loop:
             self._evaluate()
             self.saved_step = None  # the checkpoint shall know of it
             self._save()
+        if (self.facts.step == 0 and run.config.evaluate.at_start) or self._owes_tasks():
+            self._evaluate_tasks()
         try:
             if self.facts.ended_early:
                 self._end_early()
@@ -170,6 +174,8 @@ class Loop:
             return True
         if is_due(run.config.evaluate.every, before, after):
             self._evaluate()
+        if self.tasks.is_due(before, after):
+            self._evaluate_tasks()
         if is_due(run.config.checkpoint.every, before, after):
             self._save()
         return False
@@ -212,6 +218,7 @@ class Loop:
     def _finish(self) -> None:
         if self.facts.step > self.run.start.step:
             self._evaluate()
+            self._evaluate_tasks()
             self._save()
             self.delivered.write(self.run.paths, self._say)
         self._say(
@@ -251,6 +258,14 @@ class Loop:
                 name = run.paths.checkpoint(self.facts.step).name
                 point_to(run.paths.checkpoints / "best", name)
                 prune(run.paths, run.config.checkpoint.keep)  # the best so far is best no more
+
+    def _owes_tasks(self) -> bool:
+        step = self.facts.step
+        return step > 0 and self.tasks.is_owed(self._position(step - 1), self._position(step))
+
+    def _evaluate_tasks(self) -> None:
+        for record in self.tasks.evaluate(self.facts.step):
+            self._report(record)
 
     def _save(self) -> None:
         run = self.run

@@ -12,6 +12,7 @@ from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import build_step_plan, find_scores
 from ds_train.data.prepare import prepare_data
 from ds_train.errors import CheckpointError
+from ds_train.evaluate.task_list import open_recipe_tasks
 from ds_train.launch.command import launcher_environment, master_port, show_command
 from ds_train.launch.process import run_launcher
 from ds_train.launch.world import World
@@ -32,6 +33,8 @@ def start_training(launch: Launch) -> int:
         print(line, flush=True)
     check_same_run(plan.config, plan.batch.global_batch_size)
     check_model(plan.config)
+    if plan.config.evaluate.tasks:
+        open_recipe_tasks(plan.config)  # their faults and downloads: now
     data = prepare_data(plan.config)
     scores = find_scores(plan.config, data, print)
     check_same_inputs(
