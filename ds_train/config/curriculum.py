@@ -202,7 +202,8 @@ class CurriculumConfig(Section):
     """Rows that grow."""
 
     refresh_at: list[Annotated[float, Field(gt=0, lt=1)]] = []
-    """metric: loss: where in the run the current model scores the samples again."""
+    """metric: loss: shares of max_steps after which the model in training scores the samples
+    again, to go on by what it finds hard then (self-paced learning)."""
 
     @property
     def metrics(self) -> list[Any]:

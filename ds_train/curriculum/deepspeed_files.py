@@ -101,6 +101,7 @@ def _expressible(config: RunConfig) -> CurriculumConfig:
     for field, is_given, why in (
         ("data.mixture", config.data.mixture is not None, "it knows no shares of sources"),
         ("curriculum.cover", curriculum.cover, "it draws newer levels by their size only"),
+        ("curriculum.refresh_at", bool(curriculum.refresh_at), "its difficulties are made before"),
         ("curriculum.window", curriculum.window is not None, "it knows growing pools only"),
         (
             "curriculum.seq_len",

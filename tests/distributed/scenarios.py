@@ -49,6 +49,20 @@ CURRICULUM = {
     "curriculum.metric": "length",
     "curriculum.pacing": {"start": 0.2, "end_at": 1.0},
 }
+REFRESH = {
+    **CURRICULUM,
+    "curriculum.metric": "loss",
+    "curriculum.refresh_at": [0.25, 0.5],
+    "train.max_steps": 8,
+}
+"""Scored again after steps 2 and 4."""
+SEQ_LEN: dict[str, dict[str, Any]] = {
+    mode: {
+        "curriculum.order": "uniform",
+        "curriculum.seq_len": {"start": start, "end_at": 1.0, "step": 4, "mode": mode},
+    }
+    for mode, start in (("reshape", 8), ("truncate", 24), ("window", 8))
+}
 TWELVE_STEPS = {"train.max_steps": 12, "train.lr_scheduler_type": "constant"}
 
 
@@ -142,6 +156,24 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     plan.append(scenario(folder, "cut-curriculum", CURRICULUM, stop_after=2))
     plan.append(scenario(folder, "cut-curriculum-on", CURRICULUM, run="cut-curriculum"))
     plan.append(scenario(folder, "moved-curriculum", CURRICULUM, stop_after=3))
+    for stage in (0, 1, 2, 3):
+        layout = {"engine.preset": f"zero{stage}"}
+        plan.append(scenario(folder, f"refresh-z{stage}", {**REFRESH, **layout}))
+    packed = {**REFRESH, "data.packing": True, "adapter.dropout": 0.2}
+    plan.append(scenario(folder, "refresh-packed", packed))
+    for name, changes, last in (
+        ("cut-refresh", REFRESH, 3),
+        ("cut-refresh-packed", packed, 3),
+        ("border-refresh", REFRESH, 4),
+    ):
+        plan.append(scenario(folder, name, changes, stop_after=last))
+        plan.append(scenario(folder, f"{name}-on", changes, run=name))
+    plan.append(scenario(folder, "moved-refresh", REFRESH, stop_after=3))
+    for mode, changes in SEQ_LEN.items():
+        plan.append(scenario(folder, f"seq-len-{mode}", changes))
+        plan.append(scenario(folder, f"cut-seq-len-{mode}", changes, stop_after=2))
+        plan.append(scenario(folder, f"cut-seq-len-{mode}-on", changes, run=f"cut-seq-len-{mode}"))
+    plan.append(scenario(folder, "seq-len-z3", {**SEQ_LEN["reshape"], "engine.preset": "zero3"}))
     plan.append(scenario(folder, "twelve-steps", TWELVE_STEPS))
     big = {"model.name_or_path": str(folder / "model-50mb"), "engine.preset": "zero3"}
     plan.append(scenario(folder, "big-base", {**big, "train.max_steps": 1}))
@@ -169,6 +201,10 @@ def one_rank_plan(folder: Path) -> list[dict[str, Any]]:
     plan.append(scenario(folder, "moved-curriculum-on", CURRICULUM, run="moved-curriculum"))
     reversed_order = {**CURRICULUM, "curriculum.order": "hard_to_easy"}
     plan.append(scenario(folder, "other-curriculum", reversed_order, run="curriculum"))
+    plan.append(scenario(folder, "refresh-one", REFRESH))
+    plan.append(scenario(folder, "moved-refresh-on", REFRESH, run="moved-refresh"))
+    for mode, changes in SEQ_LEN.items():
+        plan.append(scenario(folder, f"seq-len-{mode}-one", changes))
     plan.append(scenario(folder, "complete", {}, run="lora-z2-m4"))
     adafactor = {"adapter.method": "full", "train.optim": "adafactor", "engine.preset": "zero0"}
     plan.append(scenario(folder, "adafactor", adafactor))

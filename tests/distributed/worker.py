@@ -24,14 +24,17 @@ import torch
 from ds_train.checkpoint import state
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import find_scores
-from ds_train.data.prepare import prepare_data
+from ds_train.curriculum.scores import ScoreBook
+from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
 from ds_train.model.write import save_tensors
 from ds_train.report.record import EvaluationRecord, StepRecord, read_records
+from ds_train.score.model import score_with_model
 from ds_train.train import loop
 from ds_train.train.guard import StopRequest
+from ds_train.train.run import Run
 from ds_train.train.setup import set_up
 
 
@@ -66,6 +69,7 @@ def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, 
     lines: list[str] = []
     data = prepare_data(config, say=lambda text: None)
     try:
+        score_first(config, data, ranks)
         run = set_up(config, ranks, data, lines.append, find_scores(config, data))
         training = loop.Loop(run, StopAfter(stop_after), lines.append)
         training.train()
@@ -80,8 +84,26 @@ def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, 
         "learning_rates": [record.learning_rate for record in steps],
         "tokens": [record.tokens for record in steps],
         "evaluations": [record.loss for record in evaluations],
+        "rows": delivered_rows(run) if len(steps) == run.total_steps else [],
         "said": lines,
     }
+
+
+def score_first(config: RunConfig, data: PreparedData, ranks: Ranks) -> None:
+    """What `ds-train score` does for a metric that is measured by a model."""
+    if config.curriculum is None or config.curriculum.metric != "loss":
+        return
+    book = ScoreBook(config, data)
+    missing = [spec for spec in book.specs if book.open(spec, lambda text: None) is None]
+    if ranks.first_text("missing" if missing else ""):
+        for spec in book.specs:
+            score_with_model(book, spec, ranks, lambda text: None)
+
+
+def delivered_rows(run: Run) -> list[list[list[int]]]:
+    """Samples (or sample, start, stop of each piece) of every row of every step."""
+    steps = range(run.total_steps)
+    return [[row.ravel().tolist() for row in run.plan.rows(step)] for step in steps]
 
 
 def main() -> None:

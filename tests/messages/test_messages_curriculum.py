@@ -22,6 +22,8 @@ cluster: {processes_per_node: 2}
 """
 TWO = "data.mixture={stages: [{until: 0.5, weights: {a: 1}}, {weights: {a: 1, b: 1}}]}"
 
+REFRESH = ["curriculum.metric=loss", "curriculum.refresh_at=[0.25, 0.5]"]
+
 # overrides -> the message
 CASES: list[tuple[list[str], str]] = [
     (
@@ -128,6 +130,37 @@ CASES: list[tuple[list[str], str]] = [
         "curriculum: refresh_at must rise (given: refresh_at) (my.yaml, line 8).",
     ),
     (
+        ["curriculum.metric=loss", "curriculum.refresh_at=[0, 0.5]"],
+        "curriculum.refresh_at[0] = 0: must be more than 0 (on the command line).",
+    ),
+    (
+        [*REFRESH, "train.max_steps=null", "train.max_tokens=1M"],
+        "curriculum.refresh_at = [0.25, 0.5]: the samples drawn after that are not known before, "
+        "so that under train.max_tokens nobody could tell how many steps the run has; give "
+        "train.max_steps instead.",
+    ),
+    (
+        [*REFRESH, "train.max_steps=2"],
+        "curriculum.refresh_at = [0.25, 0.5]: of 2 steps these are the ones after 1, 1, and each "
+        "has to be another one, before the last; give shares that lie further apart, or more "
+        "steps.",
+    ),
+    (
+        [*REFRESH, "train.warmup_steps=10k tokens"],
+        'curriculum.refresh_at with train.warmup_steps = "10_000 tokens": how many steps that is '
+        "may depend on samples that are not known before; give it in steps, or as a share.",
+    ),
+    (
+        [*REFRESH, "curriculum.cover=true"],
+        "curriculum.refresh_at with curriculum.cover = true: an epoch can't be covered in two "
+        "orders; set cover: false.",
+    ),
+    (
+        [*REFRESH, TWO, "data.mixture.max_epochs={a: 2}"],
+        "curriculum.refresh_at with data.mixture.max_epochs: whether a source runs out is not "
+        "known before the run; set on_exhausted: repeat, or remove max_epochs.",
+    ),
+    (
         ["curriculum.cover=true", "curriculum.window=64"],
         "curriculum: window shows each sample once an epoch by itself; remove cover "
         "(given: cover, window) (my.yaml, line 8).",
@@ -138,8 +171,8 @@ CASES: list[tuple[list[str], str]] = [
         "be shown once an epoch; set cover: false, or a pacing that rises.",
     ),
     (
-        ["curriculum.patience=3"],
-        "curriculum.patience: no such setting. In curriculum there are: metric, "
+        ["curriculum.tempo=3"],
+        "curriculum.tempo: no such setting. In curriculum there are: metric, "
         "metric_model, normalise, order, pacing, then, unit, cover, stratify_by, window, "
         "seq_len, refresh_at (on the command line).",
     ),

@@ -155,11 +155,6 @@ CASES: dict[str, tuple[list[str], str]] = {
         'curriculum.metric_model = "no_model": neither a run (recipe.yaml), nor an adapter '
         "(adapter_config.json), nor a model (config.json).",
     ),
-    "scored again during the run": (
-        ["curriculum.metric=loss", "curriculum.refresh_at=[0.5]"],
-        "curriculum.refresh_at = [0.5]: the difficulty is measured once, by the model that the run "
-        "starts from; scoring again during the run is not built yet. Remove refresh_at.",
-    ),
     "no curriculum": (
         ["curriculum=null"],
         "curriculum is missing, so nothing says what is hard; add the section, or write e.g. "
