@@ -20,6 +20,12 @@ from ds_train.curriculum.report import Reporting, has_report
 from ds_train.data.audit import format_audit
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.prepare import PreparedData, prepare_data
+from ds_train.data.show_examples import (
+    describe_rendering,
+    list_wrong_answers,
+    samples_to_show,
+    wrong_answers,
+)
 from ds_train.data.show_step import describe_sample, describe_step
 from ds_train.fewshot.build import build_episode_plan, episodes_section, epoch_facts
 from ds_train.launch.world import find_world
@@ -86,8 +92,11 @@ def _silent(text: str) -> None:
 def _first_samples(
     prepared: PreparedData, tokenizer: Any, num_samples: int
 ) -> Iterable[dict[str, Any]]:
-    for index in range(min(num_samples, prepared.train.num_samples)):
-        yield describe_sample(prepared, tokenizer, index)
+    """The first samples, or examples in each of their templates."""
+    store = prepared.train
+    for index in samples_to_show(store, num_samples):
+        facts = describe_sample(prepared, tokenizer, index)
+        yield facts | wrong_answers(store, tokenizer, index) if "right" in facts else facts
 
 
 def _say_step(facts: dict[str, Any], color: bool, say: Say) -> None:
@@ -114,11 +123,13 @@ def _say_sample(sample: dict[str, Any], color: bool, say: Say, indent: str) -> N
     text = "".join(_mark(one["text"], one["learned"], color) for one in sample["segments"])
     say(f"{indent}{_DIM}{head}{_RESET}" if color else f"{indent}{head}")
     say("\n".join(f"{indent}  {line}" for line in text.split("\n")))
+    if (wrong := list_wrong_answers(sample)) is not None:
+        say(f"{indent}  {_DIM}{wrong}{_RESET}" if color else f"{indent}  {wrong}")
 
 
 def _origin(sample: dict[str, Any]) -> str:
-    """Where in a curriculum, a mixture or an episode a sample comes from."""
-    parts = []
+    """Which rendering a sample is, and where in a curriculum, mixture or episode it comes from."""
+    parts = list(describe_rendering(sample))
     if "demonstrations" in sample:
         rows = [f"{one['source_row'] + 1:,}" for one in sample["demonstrations"]]
         parts.append(f"after rows {', '.join(rows)}" if rows else "no demonstrations")

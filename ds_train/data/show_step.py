@@ -20,6 +20,7 @@ from ds_train.data.parts import is_parts
 from ds_train.data.pieces import row_pieces
 from ds_train.data.share import share_of_rank
 from ds_train.data.show_episode import describe_episodes
+from ds_train.data.show_examples import rendering_facts
 from ds_train.errors import DataError
 from ds_train.launch.world import find_world
 from ds_train.plan.batch import BatchPlan, batch_arithmetic
@@ -54,6 +55,7 @@ def describe_sample(
             {"text": text, "learned": learned} for text, learned in segments(tokenizer, ids, mask)
         ],
     }
+    facts |= rendering_facts(store, index)
     whole = int(store.lengths[index])
     return facts if len(ids) == whole else facts | {"piece": [start, stop], "of_tokens": whole}
 
