@@ -198,7 +198,9 @@ def _add_fewshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", default="latest", help="of a run: latest (default), best, or step-50"
+        "--checkpoint",
+        default="chosen",
+        help="of a run: latest (default; with early stopping best), best, or step-50",
     )
     parser.add_argument(
         "--base", action="store_true", help="of a run: the base model it began from"
@@ -287,7 +289,11 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("run", help="run folder")
     parser.add_argument("--merge", action="store_true", help="one Hugging Face model folder")
-    parser.add_argument("--checkpoint", default="latest", help="latest (default), best or step-50")
+    parser.add_argument(
+        "--checkpoint",
+        default="chosen",
+        help="latest (default; with early stopping best), best or step-50",
+    )
     parser.add_argument(
         "--average",
         metavar="last:N | ema:A[:N]",

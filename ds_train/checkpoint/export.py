@@ -44,7 +44,7 @@ Say = Callable[[str], Any]
 def export_command(
     run: str | Path,
     *,
-    checkpoint: str = "latest",
+    checkpoint: str = "chosen",
     merge: bool = False,
     average: str | None = None,
     output: str | Path | None = None,
@@ -54,7 +54,8 @@ def export_command(
     """Export a checkpoint of a run; returns the folder written.
 
     Args:
-        checkpoint: `latest`, `best` or `step-50`.
+        checkpoint: `latest`, `best`, `step-50`; `chosen`: the best under early stopping, else the
+            latest.
         merge: one model folder rather than an adapter folder.
         average: `last:6`, `ema:0.2` or `ema:0.2:6`: the average of the last checkpoints' models.
         output: a folder that is empty or not there; RUN/merged or RUN/adapter when left out.
@@ -95,7 +96,7 @@ def export_command(
 
 
 def _refuse_average(average: Average, config: RunConfig, whole: bool, checkpoint: str) -> None:
-    if checkpoint != "latest":
+    if checkpoint not in ("latest", "chosen"):
         raise CheckpointError(
             f"--average {average.text} with --checkpoint {checkpoint}: the last checkpoints are "
             "averaged; leave --checkpoint out."

@@ -118,8 +118,17 @@ def read_parameter(path: Path, keys: list[str]) -> dict[str, Tensor]:
         return {key.rsplit(SEPARATOR, 1)[1]: file.get_tensor(key) for key in keys}
 
 
-def find_checkpoint(run: Path, which: str = "latest") -> Path:
-    """Folder of the checkpoint `latest`, `best`, `step-50` (or `50`, `step-00000050`) of a run.
+def chosen_checkpoint(paths: RunPaths) -> Path | None:
+    """What a run came to: its best checkpoint under train.early_stopping, else the latest one."""
+    latest = latest_checkpoint(paths)
+    if latest is None or read_facts(latest).improved_value is None:
+        return latest
+    return pointed_at(paths.checkpoints / "best") or latest
+
+
+def find_checkpoint(run: Path, which: str = "chosen") -> Path:
+    """Folder of the checkpoint `latest`, `best`, `step-50` (or `50`, `step-00000050`) of a run, or
+    of the `chosen` one: the best under early stopping, else the latest.
 
     Raises:
         CheckpointError: it is no run folder, or it has no such complete checkpoint.
@@ -136,6 +145,8 @@ def find_checkpoint(run: Path, which: str = "latest") -> Path:
             f"{quoted(run)} has no complete checkpoint yet. Start `ds-train train` with its "
             "recipe; checkpoint.every says how often one is made."
         )
+    if which == "chosen":
+        return chosen_checkpoint(paths) or folders[-1]
     if which == "latest":
         return folders[-1]
     if which == "best":

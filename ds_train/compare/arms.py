@@ -41,6 +41,13 @@ class RunSpec:
         return run_name(self.arm, self.seed, self.rate)
 
     @property
+    def has_dev(self) -> bool:
+        """Whether choices are made on data that is not reported on."""
+        fewshot = self.config.fewshot
+        subset = None if fewshot is None else fewshot.subset
+        return self.config.data.dev is not None or (subset is not None and subset.dev)
+
+    @property
     def paths(self) -> RunPaths:
         """The files of its run folder."""
         return RunPaths(Path(self.config.output_dir))
@@ -102,8 +109,12 @@ def plan_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Compar
         raise ConfigError(tell_faults(faults, compare))
     folder = Path(base.output_dir)
     specs = partial(_spec, folder, compare, plans)
-    rates: Sequence[float | None] = compare.learning_rates or [None]
-    runs = [specs(arm, seed, rate) for seed in compare.seeds for arm in plans for rate in rates]
+    runs = [
+        specs(arm, seed, rate)
+        for seed in compare.seeds
+        for arm in plans
+        for rate in compare.rates_of(arm) or [None]
+    ]
     return Comparison(folder, compare, plans, runs)
 
 

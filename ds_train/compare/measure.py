@@ -2,7 +2,10 @@
 
     {loss, ..., sources: {...}, step, total_tokens, every_checkpoint, earlier: [the same, ...]}
 
-Run as its own process: python -m ds_train.compare.measure RUN [--every-checkpoint]
+It is the best checkpoint of a run with early stopping, the last one of any other. With --dev its
+numbers on the dev set stand under `dev`.
+
+Run as its own process: python -m ds_train.compare.measure RUN [--every-checkpoint] [--dev]
 """
 
 from __future__ import annotations
@@ -23,22 +26,25 @@ EVALUATION = "evaluation.json"
 """Of a run folder: what its last checkpoint, and perhaps earlier ones, reach."""
 
 
-def measure_run(run: Path, *, every_checkpoint: bool) -> dict[str, Any]:
+def measure_run(run: Path, *, every_checkpoint: bool, dev: bool = False) -> dict[str, Any]:
     """Evaluate a run's checkpoints on its validation data and write evaluation.json.
 
     Raises CheckpointError, DataError or ModelError where that can't be done.
     """
-    last = find_checkpoint(run)
-    folders = complete_checkpoints(RunPaths(run)) if every_checkpoint else [last]
-    *earlier, final = [_measure(run, folder) for folder in folders]
+    chosen = find_checkpoint(run)
+    folders = [one for one in complete_checkpoints(RunPaths(run)) if one.name < chosen.name]
+    earlier = [_measure(run, folder) for folder in folders] if every_checkpoint else []
+    final = _measure(run, chosen)
     numbers = {**final, "every_checkpoint": every_checkpoint, "earlier": earlier}
+    if dev:
+        numbers["dev"] = _measure(run, chosen, split="dev")
     replace_text(run / EVALUATION, json.dumps(numbers, indent=1) + "\n")
     return numbers
 
 
-def _measure(run: Path, checkpoint: Path) -> dict[str, Any]:
+def _measure(run: Path, checkpoint: Path, split: str = "validation") -> dict[str, Any]:
     facts = read_facts(checkpoint)
-    numbers = evaluate_command(str(run), checkpoint=checkpoint.name)
+    numbers = evaluate_command(str(run), checkpoint=checkpoint.name, split=split)
     return {**numbers, "step": facts.step, "total_tokens": facts.total_tokens}
 
 
@@ -47,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure one run of a comparison.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--every-checkpoint", action="store_true")
+    parser.add_argument("--dev", action="store_true")
     args = parser.parse_args(arguments)
     try:
-        measure_run(args.run, every_checkpoint=args.every_checkpoint)
+        measure_run(args.run, every_checkpoint=args.every_checkpoint, dev=args.dev)
     except DsTrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

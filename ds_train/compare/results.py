@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ds_train.checkpoint.folder import latest_checkpoint, read_facts
+from ds_train.checkpoint.folder import chosen_checkpoint, latest_checkpoint, read_facts
 from ds_train.compare.arms import RunSpec, run_name
 from ds_train.compare.measure import EVALUATION
 from ds_train.config.compare import RECORDED, CompareConfig, split_metric, split_shots
@@ -41,7 +41,14 @@ class RunResult:
     values: dict[str, float]
     """Metric -> value at the end."""
     curve: tuple[Point, ...]
-    """The primary metric along the way, the end included; tokens ascending."""
+    """The primary metric along the way, the end included; tokens ascending. On dev data where
+    there is some."""
+    dev: float | None = None
+    """Primary metric on dev data, on which learning rates are chosen; None without such data."""
+
+    def selected_by(self, metric: str) -> float:
+        """What choices go by: the value on dev data, or where there is none that of `metric`."""
+        return self.values[metric] if self.dev is None else self.dev
 
     @property
     def name(self) -> str:
@@ -50,28 +57,42 @@ class RunResult:
 
 
 def is_trained(spec: RunSpec) -> bool:
-    """Whether the last step of a run is made and saved."""
+    """Whether a run has come to its end, and has saved it."""
     try:
         total_steps = int(json.loads(spec.paths.run_facts.read_text())["total_steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
     folder = latest_checkpoint(spec.paths)
-    return folder is not None and read_facts(folder).step >= total_steps
+    if folder is None:
+        return False
+    facts = read_facts(folder)
+    return facts.ended_early or facts.step >= total_steps
 
 
-def needs_measuring(compare: CompareConfig) -> bool:
-    """Whether metrics are asked for that a run itself does not record."""
-    return compare.every_checkpoint or any(metric not in RECORDED for metric in compare.metrics)
+def needs_measuring(spec: RunSpec, compare: CompareConfig) -> bool:
+    """Whether metrics are asked for that a run itself does not record.
+
+    With dev data a run records those of dev, and what is reported has to be measured.
+    """
+    recorded = all(metric in RECORDED for metric in compare.metrics)
+    return compare.every_checkpoint or spec.has_dev or not recorded
+
+
+def measures_dev(spec: RunSpec, compare: CompareConfig) -> bool:
+    """Whether the primary metric on dev data has to be measured, as no run records it."""
+    return spec.has_dev and compare.metrics[0] not in RECORDED
 
 
 def is_measured(spec: RunSpec, compare: CompareConfig) -> bool:
     """Whether evaluation.json is there where it is needed, with all that is asked for."""
-    if not needs_measuring(compare):
+    if not needs_measuring(spec, compare):
         return True
     numbers = _read_evaluation(spec)
     if numbers is None or (compare.every_checkpoint and not numbers.get("every_checkpoint")):
         return False
-    folder = latest_checkpoint(spec.paths)
+    if measures_dev(spec, compare) and "dev" not in numbers:
+        return False
+    folder = chosen_checkpoint(spec.paths)
     return folder is not None and numbers.get("step") == read_facts(folder).step
 
 
@@ -81,22 +102,33 @@ def read_result(spec: RunSpec, compare: CompareConfig) -> RunResult:
     Raises:
         RunFailed: a value is not finite, or missing; CheckpointError: files can't be read.
     """
-    folder = latest_checkpoint(spec.paths)
+    folder = chosen_checkpoint(spec.paths)
     if folder is None:
         raise CheckpointError(f"{quoted(spec.paths.root)}: has no checkpoint.")
-    facts = read_facts(folder)
-    series = _measured(spec) if needs_measuring(compare) else _recorded(spec)
-    if not series or series[-1][0] != facts.total_tokens:
-        raise RunFailed("its last checkpoint has not been evaluated")
-    values = {metric: find_value(series[-1][1], metric) for metric in compare.metrics}
+    facts, recorded, primary = read_facts(folder), _recorded(spec), compare.metrics[0]
+    series = _measured(spec) if needs_measuring(spec, compare) else recorded
+    final = _at_tokens(series, facts.total_tokens)
+    values = {metric: find_value(final, metric) for metric in compare.metrics}
     for metric, value in values.items():
         if not math.isfinite(value):
             raise RunFailed(f"{metric} is not finite")
-    primary = compare.metrics[0]
+    dev = None
+    if measures_dev(spec, compare):
+        dev = find_value((_read_evaluation(spec) or {}).get("dev", {}), primary)
+    elif spec.has_dev:
+        series = recorded
+        dev = find_value(_at_tokens(recorded, facts.total_tokens), primary)
     curve = tuple(Point(tokens, find_value(numbers, primary)) for tokens, numbers in series)
-    return RunResult(
-        spec.arm, spec.seed, spec.rate, facts.num_updates, facts.total_tokens, values, curve
-    )
+    updates, tokens = facts.num_updates, facts.total_tokens
+    return RunResult(spec.arm, spec.seed, spec.rate, updates, tokens, values, curve, dev)
+
+
+def _at_tokens(series: list[tuple[int, dict[str, Any]]], tokens: int) -> dict[str, Any]:
+    """The numbers of the evaluation after so many tokens."""
+    for place, numbers in reversed(series):
+        if place == tokens:
+            return numbers
+    raise RunFailed("its checkpoint has not been evaluated")
 
 
 def find_value(numbers: dict[str, Any], metric: str) -> float:
@@ -140,6 +172,7 @@ def _recorded(spec: RunSpec) -> list[tuple[int, dict[str, Any]]]:
         if isinstance(record, StepRecord):
             tokens[record.step] = record.total_tokens
         elif isinstance(record, EvaluationRecord):
-            numbers = {name: getattr(record, name) for name in RECORDED}
+            found = {name: getattr(record, name) for name in RECORDED}
+            numbers = {name: value for name, value in found.items() if value is not None}
             series.append((tokens[record.step], numbers))
     return series

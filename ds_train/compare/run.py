@@ -23,8 +23,10 @@ from ds_train.compare.results import (
     RunResult,
     is_measured,
     is_trained,
+    measures_dev,
     read_result,
 )
+from ds_train.config.compare import CompareConfig
 from ds_train.config.load import dump_recipe
 from ds_train.errors import DsTrainError, RunFailed
 from ds_train.launch.command import free_port
@@ -94,7 +96,7 @@ class Course:
         compare, total = self.compare, len(self.comparison.runs)
         product = f"{_count(len(compare.arms), 'arm')} x {_count(len(compare.seeds), 'seed')}"
         if compare.learning_rates is not None:
-            product += f" x {_count(len(compare.learning_rates), 'learning rate')}"
+            product += f" x {total / (len(compare.arms) * len(compare.seeds)):.3g} learning rates"
         slot = self.slots[0]
         place = f"GPU {', '.join(map(str, slot.gpus))}" if slot.gpus else "the CPU"
         if len(self.slots) > 1 and slot.gpus:
@@ -114,7 +116,7 @@ class Course:
                 raise RunFailed("it was stopped before its last step; the same command goes on")
         if not is_measured(spec, self.compare):
             (spec.paths.root / EVALUATION).unlink(missing_ok=True)
-            yield measure_command(spec, every_checkpoint=self.compare.every_checkpoint)
+            yield measure_command(spec, self.compare)
         self._results[spec.name] = read_result(spec, self.compare)
 
     def _train(self, spec: RunSpec, slot: Slot) -> list[str]:
@@ -184,7 +186,8 @@ def train_command(recipe: Path, port: int | None) -> list[str]:
     return command if port is None else [*command, f"cluster.master_port={port}"]
 
 
-def measure_command(spec: RunSpec, *, every_checkpoint: bool) -> list[str]:
-    """`ds-train evaluate` of one run's checkpoint, or of all."""
+def measure_command(spec: RunSpec, compare: CompareConfig) -> list[str]:
+    """`ds-train evaluate` of one run's checkpoint, or of all; on dev too where that is wanted."""
     command = [sys.executable, "-m", "ds_train.compare.measure", str(spec.paths.root)]
-    return [*command, "--every-checkpoint"] if every_checkpoint else command
+    command += ["--every-checkpoint"] if compare.every_checkpoint else []
+    return [*command, "--dev"] if measures_dev(spec, compare) else command

@@ -133,7 +133,7 @@ def _reach(run: RunResult, baseline: RunResult | None, metric: str) -> int | Non
     """Tokens at the first measurement as good as the baseline's last; None where there is none."""
     if baseline is None:
         return None
-    return first_reaching(run.curve, baseline.values[metric], lower=lower_is_better(metric))
+    return first_reaching(run.curve, baseline.selected_by(metric), lower=lower_is_better(metric))
 
 
 def first_reaching(curve: Sequence[Point], target: float, *, lower: bool) -> int | None:
@@ -145,7 +145,8 @@ def first_reaching(curve: Sequence[Point], target: float, *, lower: bool) -> int
 
 
 def best_rates(results: Sequence[RunResult], compare: CompareConfig) -> dict[str, float | None]:
-    """Arm -> the learning rate whose mean over seeds is best on the primary metric.
+    """Arm -> the learning rate whose mean over seeds is best on the primary metric, on dev data
+    where there is some.
 
     Rates that lack a seed which another rate has are passed over. Without a sweep all are None.
     """
@@ -156,7 +157,7 @@ def best_rates(results: Sequence[RunResult], compare: CompareConfig) -> dict[str
         values: dict[float | None, list[float]] = {}
         for run in results:
             if run.arm == arm:
-                values.setdefault(run.rate, []).append(run.values[primary])
+                values.setdefault(run.rate, []).append(run.selected_by(primary))
         most = max(map(len, values.values()), default=0)
         whole = {rate: found for rate, found in values.items() if len(found) == most}
         chosen[arm] = max(whole, key=lambda rate: sign * fmean(whole[rate]), default=None)

@@ -81,7 +81,7 @@ def _row(arm: ArmSummary, metric: ArmMetric, compare: CompareConfig) -> list[str
             metric.verdict,
         ]
     if compare.learning_rates is not None:
-        cells.insert(1, f"{arm.rate:g}")
+        cells.insert(1, "the recipe's" if arm.rate is None else f"{arm.rate:g}")
     return cells
 
 
@@ -123,24 +123,39 @@ def _rate_lines(
     arms: Sequence[ArmSummary], compare: CompareConfig, results: Sequence[RunResult]
 ) -> list[str]:
     """Every rate of the sweep, and whether the best one lies at its edge."""
-    primary, rates = compare.metrics[0], compare.learning_rates or []
-    lines = [f"{primary} at each learning rate, mean (sd); the best one of each arm is compared:"]
+    primary = compare.metrics[0]
+    rates = sorted({rate for arm in compare.arms for rate in compare.rates_of(arm) or ()})
+    on_dev = all(run.dev is not None for run in results)
+    where = f"{primary} on dev data" if on_dev else primary
+    lines = [f"{where} at each learning rate, mean (sd); the best one of each arm is compared:"]
     rows = []
     for arm in arms:
         cells = [arm.arm]
         for rate in rates:
-            values = [
-                run.values[primary] for run in results if (run.arm, run.rate) == (arm.arm, rate)
-            ]
-            text = format_spread(spread(values)) if values else "failed"
+            of_rate = [run for run in results if (run.arm, run.rate) == (arm.arm, rate)]
+            text = "" if rate not in (compare.rates_of(arm.arm) or ()) else "failed"
+            if of_rate:
+                text = format_spread(spread([run.selected_by(primary) for run in of_rate]))
             cells.append(f"**{text}**" if rate == arm.rate else text)
         rows.append(cells)
     lines += ["", *as_table(["arm", *(f"{rate:g}" for rate in rates)], rows)]
-    edge = [arm.arm for arm in arms if len(rates) > 1 and arm.rate in (rates[0], rates[-1])]
-    lines += ["", "The rate was chosen on the data that the table measures."]
-    if edge:
+    chosen = "The rate was chosen on the data that the table measures."
+    if on_dev:
+        chosen = "The rate was chosen on dev data, which the other tables do not measure."
+    lines += ["", chosen]
+    if edge := at_edge(arms, compare):
         lines[-1] += f" At the edge of the grid: {', '.join(edge)}; a wider one may do better."
     return lines
+
+
+def at_edge(arms: Sequence[ArmSummary], compare: CompareConfig) -> list[str]:
+    """Arms whose best learning rate is the smallest or the largest that they were trained with."""
+    grids = {arm.arm: compare.rates_of(arm.arm) or [] for arm in arms}
+    return [
+        arm.arm
+        for arm in arms
+        if len(grids[arm.arm]) > 1 and arm.rate in (grids[arm.arm][0], grids[arm.arm][-1])
+    ]
 
 
 def _notes(

@@ -16,7 +16,7 @@ from ds_train.config.base import Count, Natural, Section
 EQUAL_UPDATES = "equal_updates_to"
 """Key of an arm that is no setting: the arm whose number of optimizer steps it takes."""
 
-RECORDED = ("loss", "perplexity", "token_accuracy")
+RECORDED = ("loss", "perplexity", "token_accuracy", "bits_per_byte")
 """Metrics that a run's own evaluations record."""
 
 RANK_METRICS = (
@@ -31,7 +31,7 @@ RANK_METRICS = (
 METRICS = (*RECORDED, "exact_match", *RANK_METRICS)
 """Metrics that `ds-train evaluate` measures, of all data and of each source."""
 
-LOWER_IS_BETTER = ("loss", "perplexity")
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 
 _FIXED = {
     "output_dir": "each run has a folder of its own",
@@ -87,12 +87,14 @@ class CompareConfig(Section):
     """Arm that the others are compared with; the first one when left out."""
 
     metrics: list[str] = ["loss"]
-    """Measured on data.validation at the end: `loss`, `perplexity`, `token_accuracy`,
-    `exact_match`; of one source `sources.NAME.loss`, the mean over them `sources.mean.loss`; of
-    episodes with 4 demonstrations `shots.4.loss`. The first one is the primary metric."""
+    """Measured on data.validation at the end: `loss`, `perplexity`, `bits_per_byte`,
+    `token_accuracy`, `exact_match`; of one source `sources.NAME.loss`, the mean over them
+    `sources.mean.loss`; of episodes with 4 demonstrations `shots.4.loss`. The first one is the
+    primary metric."""
 
-    learning_rates: list[float] | None = None
-    """Each arm is trained with each of these; its best one on the primary metric is compared."""
+    learning_rates: list[float] | dict[str, list[float]] | None = None
+    """Each arm is trained with each of these (or its own, by name of the arm); the best one on the
+    primary metric is compared: chosen on data.dev (or fewshot.subset.dev) where there is one."""
 
     every_checkpoint: bool = False
     """Measure every checkpoint that checkpoint.keep leaves, not only the last one: shows how many
@@ -101,6 +103,11 @@ class CompareConfig(Section):
     parallel: Count | None = None
     """Runs at once, each with the memory of a whole run; as many as cores (or GPUs) are there for
     when left out."""
+
+    def rates_of(self, arm: str) -> list[float] | None:
+        """Learning rates that an arm is trained with, ascending; None for that of its recipe."""
+        rates = self.learning_rates
+        return rates.get(arm) if isinstance(rates, dict) else rates
 
     @property
     def baseline_arm(self) -> str:
@@ -149,11 +156,18 @@ class CompareConfig(Section):
 
     @field_validator("learning_rates")
     @classmethod
-    def _check_rates(cls, rates: list[float] | None) -> list[float] | None:
+    def _check_rates(cls, rates: Any, info: ValidationInfo) -> Any:
         if rates is None:
             return None
-        if not rates or any(rate <= 0 for rate in rates):
+        arms = info.data.get("arms")
+        for arm in rates if isinstance(rates, dict) and arms is not None else ():
+            if arm not in arms:
+                raise ValueError(f"{arm} {_no_such_arm(arm, arms)}")
+        grids = list(rates.values()) if isinstance(rates, dict) else [rates]
+        if not grids or any(not grid or min(grid) <= 0 for grid in grids):
             raise ValueError("must be a list of numbers over 0, e.g. [1e-4, 3e-4, 1e-3]")
+        if isinstance(rates, dict):
+            return {arm: sorted(set(grid)) for arm, grid in rates.items()}
         return sorted(set(rates))
 
 

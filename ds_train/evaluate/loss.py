@@ -31,7 +31,7 @@ Say = Callable[[str], Any]
 def evaluate_command(
     target: str,
     *,
-    checkpoint: str = "latest",
+    checkpoint: str = "chosen",
     base: bool = False,
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -48,7 +48,7 @@ def evaluate_command(
     Args:
         base: the run's base model without what was trained.
         recipe: whose data to evaluate on; the run's own when left out.
-        split: `validation`, `train`, or `dev` (of fewshot.subset).
+        split: `validation`, `train`, or `dev` (of data.dev or fewshot.subset).
         output: a JSON file for the numbers.
 
     Raises:
@@ -121,8 +121,8 @@ def _choose_split(data: PreparedData, split: str) -> TokenStore:
     if split == "dev":
         if data.dev is None:
             raise DataError(
-                "--split dev: the recipe has no dev examples; fewshot.subset: {k: 16, dev: true} "
-                "takes some."
+                "--split dev: the recipe has no dev examples; data.dev: {fraction: 0.05} or "
+                "fewshot.subset: {k: 16, dev: true} takes some."
             )
         return data.dev
     if data.validation is None:
@@ -135,7 +135,8 @@ def _choose_split(data: PreparedData, split: str) -> TokenStore:
 
 def format_table(result: dict[str, Any]) -> str:
     """The numbers for people, one line per source and one for all of them."""
-    head = ("", "samples", "supervised", "loss", "perplexity", "accuracy", "exact match")
+    head = ("", "samples", "supervised", "loss", "perplexity", "bits/byte", "accuracy")
+    head += ("exact match",)
     lines = [_cells(name, numbers) for name, numbers in result["sources"].items()]
     if len(lines) != 1:
         lines.append(_cells("all", result))
@@ -155,6 +156,7 @@ def _cells(name: str, numbers: dict[str, Any]) -> tuple[str, ...]:
         f"{numbers['supervised_tokens']:,}",
         f"{numbers['loss']:.4f}",
         f"{numbers['perplexity']:,.2f}",
+        f"{numbers['bits_per_byte']:.4f}",
         f"{100 * numbers['token_accuracy']:.2f} %",
         f"{100 * numbers['exact_match']:.2f} %",
     )

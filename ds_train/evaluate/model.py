@@ -54,7 +54,7 @@ class Target:
     """Recipe of the run, if it is one."""
 
 
-def find_target(target: str | Path, checkpoint: str = "latest", base: bool = False) -> Target:
+def find_target(target: str | Path, checkpoint: str = "chosen", base: bool = False) -> Target:
     """What `target` names. `base`: the run's (or adapter's) base model without what was trained.
 
     Raises:
@@ -109,7 +109,7 @@ def _in_own_dtype(model: ModelConfig) -> ModelConfig:
 
 def load_for_inference(
     target: str | Path | Target,
-    checkpoint: str = "latest",
+    checkpoint: str = "chosen",
     dtype: str | None = None,
     device: str | None = None,
     *,

@@ -86,7 +86,11 @@ def _score_batch(
 def summarise(
     store: TokenStore, scores: Scores, members: NDArray[np.bool_] | None = None
 ) -> dict[str, Any]:
-    """Loss, perplexity, accuracy and exact match over the samples (or some `members`).
+    """Loss, perplexity, bits per byte, accuracy, exact match over the samples (or some `members`).
+
+    `bits_per_byte` is the loss in bits over the UTF-8 bytes of the text that the supervised tokens
+    stand for, which models of different tokenizers have in common; the end of a document costs bits
+    and has no bytes.
 
     `exact_match` is the share of samples whose every supervised token is the most likely one:
     what greedy decoding, asked the same, would answer word for word.
@@ -94,7 +98,8 @@ def summarise(
     chosen = np.ones(store.num_samples, bool) if members is None else members
     supervised = store.supervised[chosen].astype(np.int64)
     num_supervised = int(supervised.sum())
-    loss = float(scores.loss_sum[chosen].sum() / num_supervised)
+    loss_sum = float(scores.loss_sum[chosen].sum())
+    loss, num_bytes = loss_sum / num_supervised, int(store.num_bytes[chosen].sum(dtype=np.int64))
     correct = scores.num_correct[chosen]
     return {
         "num_samples": int(chosen.sum()),
@@ -102,6 +107,7 @@ def summarise(
         "supervised_tokens": num_supervised,
         "loss": loss,
         "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "bits_per_byte": loss_sum / math.log(2) / num_bytes if num_bytes else math.inf,
         "token_accuracy": float(correct.sum() / num_supervised),
         "exact_match": float((correct == supervised).mean()),
     }

@@ -10,12 +10,15 @@ import pytest
 import yaml
 
 from compare.conftest import Compare
-from ds_train.compare import kshot_report
+from ds_train.compare import kshot_report, run
+from ds_train.compare.arms import RunSpec
 from ds_train.compare.kshot import parse_seeds, parse_shots
+from ds_train.config.compare import CompareConfig
 from ds_train.errors import ConfigError
 
+FAKE_MEASURE = Path(__file__).with_name("fake_measure.py")
 VALUES = {
-    f"{arm}-k{k}/seed-{seed}": value - 0.1 * seed
+    f"{arm}-k{k}/seed-{seed}": value - 0.25 - 0.1 * seed  # on dev; fake_measure.py adds 0.25
     for arm, k, value in [
         ("plain", 2, 3.0),
         ("high", 2, 2.8),
@@ -38,10 +41,14 @@ def fewshot(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> Compare:
     recipe["train"] |= {"global_batch_size": 4, "per_device_train_batch_size": 4}
     Path("my.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
 
-    def measured(run: Path, output: Path) -> list[str]:
+    def measured(folder: Path, output: Path) -> list[str]:
         return [sys.executable, "-c", f"open({str(output)!r}, 'w').write('{{\"loss\": 5.5}}')"]
 
+    def measure(spec: RunSpec, compare: CompareConfig) -> list[str]:
+        return [sys.executable, str(FAKE_MEASURE), str(spec.paths.root)]
+
     monkeypatch.setattr(kshot_report, "base_command", measured)
+    monkeypatch.setattr(run, "measure_command", measure)
     return compare
 
 
