@@ -88,7 +88,7 @@ def build_row_plan(
     seq_len = None if config.curriculum is None else config.curriculum.seq_len
     if curriculum is None and mixture is None and seq_len is None:
         if (losses := losses_section(config)) is not None:
-            return build_candidate_plan(config, losses, prepared)
+            return build_candidate_plan(config, losses, prepared, say)
         return RowPlan.uniform(store, config.data, seed, prepared.source_weights)
     if store.num_samples == 0:
         raise DataError("data.train: no sample is left to train on; see the audit for why.")

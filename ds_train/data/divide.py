@@ -17,6 +17,7 @@ from ds_train.data.sources import Source
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 from ds_train.fewshot.held_out import check_disjoint, held_out_tasks
+from ds_train.fewshot.ranking import check_rankable
 from ds_train.fewshot.subset import Subset, choose_subset
 
 
@@ -97,6 +98,8 @@ def divide(
     if is_dev.any():
         dev = store.select(np.flatnonzero(is_dev))
     audit["train"] = audit_part(train)
+    if config.evaluate.rank_classification:
+        check_rankable(validation if dev is None else dev, "the held-out data")
     if dev is not None:
         audit["dev"] = audit_part(dev)
     audit["validation"] = audit_part(validation) if validation else None

@@ -13,10 +13,9 @@ import numpy as np
 
 from ds_train.data.mix import Ints
 from ds_train.data.store import TokenStore
-from ds_train.errors import DataError
 from ds_train.evaluate.requests import Request
 from ds_train.evaluate.scorer import RequestScorer
-from ds_train.fewshot.ranking import Floats, Trials, rank_accuracies
+from ds_train.fewshot.ranking import Floats, Trials, check_rankable, rank_accuracies
 
 
 def rank_examples(
@@ -45,12 +44,9 @@ def rank_examples(
     members = np.ones(store.num_samples, dtype=bool)
     if store.examples is not None and max_examples is not None:
         members = store.examples.example < max_examples
+    check_rankable(store, part)
     trials = Trials.of(store, members)
-    if trials is None:
-        raise DataError(
-            f"evaluate.rank_classification: no example of {part} has answers to choose from; use "
-            "format: classification or multiple_choice there, or leave it out."
-        )
+    assert trials is not None
     scores = np.zeros(store.num_samples)
     requests = [_request(store, sample) for sample in trials.samples.tolist()]
     scores[trials.samples] = scorer.score(requests, progress).logprob

@@ -14,6 +14,7 @@ so a row depends on (seed, epoch, example) and on nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -96,9 +97,15 @@ def losses_section(config: RunConfig) -> LossesConfig | None:
 
 
 def build_candidate_plan(
-    config: RunConfig, losses: LossesConfig, prepared: PreparedData
+    config: RunConfig,
+    losses: LossesConfig,
+    prepared: PreparedData,
+    say: Callable[[str], object] = lambda text: None,
 ) -> RowPlan:
     """The endless stream of examples with their candidates.
+
+    Args:
+        say: is told what a micro-batch holds at most.
 
     Raises:
         DataError: there is nothing to choose from, or no data at all.
@@ -106,6 +113,7 @@ def build_candidate_plan(
     store, seed = prepared.train, config.train.seed
     examples = EpochBlocks(store, config.data, seed, prepared.source_weights)
     check_candidates(losses, prepared)
+    say(describe_losses(losses, store, config.train.per_device_train_batch_size))
     return RowPlan(CandidateBlocks(examples, store, losses, seed))
 
 
@@ -143,12 +151,32 @@ def _with_one_answer(store: TokenStore, examples: Examples) -> list[int]:
     ]
 
 
-def most_candidates(config: LossesConfig, examples: Examples) -> int:
+def describe_losses(config: LossesConfig, store: TokenStore, micro_batch_size: int) -> str:
+    """What is minimised, and the largest micro-batch: its lines are what takes memory."""
+    names = ("language_modelling", "unlikelihood", "length_normalised")
+    weights = ", ".join(f"{name} x {getattr(config, name):g}" for name in names)
+    by_token = "; the first over the right answers' tokens" if config.lm_mean == "token" else ""
+    most = most_candidates(config, store)
+    return (
+        f"losses: {weights} (means over the examples of a step{by_token}); up to {most:,} of "
+        f"{_num_answers(store):,} answers of an example are scored, so that a micro-batch of "
+        f"{micro_batch_size:,} is up to {most * micro_batch_size:,} lines of up to "
+        f"{int(store.lengths.max()):,} tokens"
+    )
+
+
+def most_candidates(config: LossesConfig, store: TokenStore) -> int:
     """Candidates of the row that has most."""
     if not scores_wrong_answers(config):
         return 1
-    most = int(examples.num_choices().max())
+    most = _num_answers(store)
     return most if config.max_negatives is None else min(most, config.max_negatives + 1)
+
+
+def _num_answers(store: TokenStore) -> int:
+    """Of the example that has most."""
+    assert store.examples is not None
+    return int(store.examples.num_choices().max())
 
 
 def num_gold_tokens(store: TokenStore, rows: list[Ints]) -> int:

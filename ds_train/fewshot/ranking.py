@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_train.data.store import TokenStore
+from ds_train.errors import DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -81,6 +82,16 @@ class Trials:
         """Mean over the examples of the mean over an example's trials [num_trials]."""
         _, number, counts = np.unique(self.example, return_inverse=True, return_counts=True)
         return float((of_trials / counts[number]).sum() / len(counts))
+
+
+def check_rankable(store: TokenStore | None, part: str) -> None:
+    """DataError where no example of a part of the data (as `part` calls it) can be ranked."""
+    if store is not None and Trials.of(store) is None:
+        raise DataError(
+            f"evaluate.rank_classification: no example of {part} has answers to choose from; use "
+            "format: classification (with two labels or more) or multiple_choice there, or leave "
+            "it out."
+        )
 
 
 def rank_accuracies(trials: Trials, log_probability: Floats) -> dict[str, float]:

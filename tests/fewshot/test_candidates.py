@@ -19,6 +19,7 @@ from ds_train.errors import DataError
 from ds_train.fewshot.candidates import (
     CandidateBlocks,
     check_candidates,
+    describe_losses,
     most_candidates,
     num_gold_tokens,
 )
@@ -117,13 +118,14 @@ def test_totals_count_what_is_computed_and_examples_as_samples() -> None:
     assert num_gold_tokens(store, steps.rows(0)) == gold
 
 
-def test_most_candidates() -> None:
-    examples = candidate_store(many_examples(2, 6)).examples
-    assert examples is not None
-    assert most_candidates(LossesConfig(), examples) == 6
-    assert most_candidates(LossesConfig(max_negatives=2), examples) == 3
-    assert most_candidates(LossesConfig(max_negatives=9), examples) == 6
-    assert most_candidates(LossesConfig(unlikelihood=0, length_normalised=0), examples) == 1
+def test_the_largest_micro_batch_is_said() -> None:
+    store = candidate_store(many_examples(2, 6))
+    assert most_candidates(LossesConfig(), store) == 6
+    assert most_candidates(LossesConfig(max_negatives=9), store) == 6
+    assert most_candidates(LossesConfig(unlikelihood=0, length_normalised=0), store) == 1
+    said = describe_losses(LossesConfig(max_negatives=2), store, 4)
+    assert "up to 3 of 6 answers" in said
+    assert f"a micro-batch of 4 is up to 12 lines of up to {store.lengths.max()} tokens" in said
 
 
 def prepared(store: TokenStore) -> PreparedData:
