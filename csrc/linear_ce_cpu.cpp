@@ -8,8 +8,8 @@
 // logits. The label's column is left out of all this and added exactly, in fp32.
 //
 // grad_weight = e^T (c X), with c the row's coefficient, needs the final sums: a second pass, over
-// the e that were kept in bf16 as far as logits_bytes allows; those of the other slabs are computed
-// again. A slab's gradient is final when it is written, and rounded once.
+// the e that were kept in bf16, in the gradient's own memory first (linear_ce_kept_cpu.cpp); what
+// has no room is computed again. A slab's gradient is final when it is written, and rounded once.
 //
 // Gradients that are not a row's constant times p_j (entropy; the sum of logits under a cap) take
 // another way: statistics first, then the logits again, with the exact gradient of each.
@@ -75,6 +75,7 @@ void LinearRun::run() {
   if (tokens_ > 0) {
     sort_labels();
     allocate();
+    prepare_grad_weight();
     pack_hidden();
     first_pass();
     finish_rows();
@@ -104,15 +105,14 @@ void LinearRun::allocate() {
   by_token_stride_ = spread(slabs_in_group_ * kSlab);
   weight_copy_stride_ = spread(padded_dim_);
   const bool second_pass = grad_weight_ && !exact_;
-  if (second_pass)
-    kept_slabs_ = std::min(slabs_, call_.logits_bytes / (kSlab * by_column_stride_ * 2));
+  if (second_pass) share_out_tokens();
   for (Scratch &s : scratch_) {
     s.z.make(arena_, (grad_weight_ ? kPanelsStored : 1) * kSlab * kPanel);
     s.weight.make(arena_, kSlab * weight_copy_stride_);
-    if (grad_weight_ && kept_slabs_ < slabs_) s.by_column.make(arena_, kSlab * by_column_stride_);
+    if (grad_weight_) s.by_column.make(arena_, kSlab * by_column_stride_);
   }
   hidden_logits_.make(arena_, n * padded_dim_);
-  if (kept_slabs_) kept_.make(arena_, kept_slabs_ * kSlab * by_column_stride_);
+  if (tokens_in_buffer_) kept_.make(arena_, slabs_ * kSlab * buffer_stride_);
   if (grad_hidden_) {
     group_weight_.make(arena_, kGroupsAtOnce * slabs_in_group_ * kSlab * padded_dim_);
     group_exponentials_.make(arena_, kGroupsAtOnce * n * by_token_stride_);

@@ -83,11 +83,7 @@ void LinearRun::first_slab(const Group &g, const Slab &s, int64_t first_panel, i
     std::memcpy(g.slab_reference + at, g.reference_in + token, kPanel * sizeof(float));
     transform_tile(t, g.max + at, rows_.logit_sum ? g.logit_sum + at : nullptr);
     take_targets(s, panel, t.z);
-    TileOutput out{};
-    if (s.index < kept_slabs_) {
-      out.by_column = kept_ + s.index * kSlab * by_column_stride_ + token;
-      out.column_stride = by_column_stride_;
-    }
+    TileOutput out = kept_output(s, token);
     if (grad_hidden_ && !exact_) {
       out.by_token = g.exponentials + token * by_token_stride_ + in_group * kSlab;
       out.token_stride = by_token_stride_;

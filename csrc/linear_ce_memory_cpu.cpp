@@ -13,7 +13,7 @@
 namespace ds_train {
 namespace {
 
-constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kPage = 4096, kHugePage = 2 << 20;
 constexpr size_t kKeptBytes = 64 << 20;
 
 // The block that stays. Only one call at a time has it; others make do without.
@@ -22,8 +22,9 @@ char *kept_block = nullptr;
 
 size_t round_up(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
 
-// Only for the block that stays: measured on a virtual machine, large pages that come and go cost
-// more than they save, as the host takes them back in between. A hint; no matter if it's refused.
+}  // namespace
+
+// A hint; no matter if it's refused.
 void prefer_huge_pages(void *data, size_t bytes) {
 #if defined(__linux__)
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
@@ -36,7 +37,16 @@ void prefer_huge_pages(void *data, size_t bytes) {
 #endif
 }
 
-}  // namespace
+void make_present(void *data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_POPULATE_WRITE)
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = round_up(address, kPage), end = (address + bytes) / kPage * kPage;
+  if (end > begin) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_POPULATE_WRITE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
 
 Arena::Block Arena::new_block(size_t bytes) {
   const size_t size = round_up(bytes, kHugePage);

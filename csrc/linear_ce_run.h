@@ -12,6 +12,11 @@
 
 namespace ds_train {
 
+void prefer_huge_pages(void *data, size_t bytes);
+// Pages for fresh memory, at once. One after the other, each at its first write, they cost three
+// times as much, and their zeros stand in the way of stores past the caches.
+void make_present(void *data, size_t bytes);
+
 // Working memory of one call, handed out piece by piece and given back as a whole. Up to
 // kKeptBytes stay with the process for the next call, as new pages cost more than they hold.
 class Arena {
@@ -75,6 +80,11 @@ class LinearRun {
     Bf16 *exponentials;           // [tokens, columns]
     Bf16 *weight;                 // as B of grad_hidden: [dim panels][columns/2][32][2]
   };
+  // Exponentials of a slab that wait for grad_weight: [columns, stride], of some of the tokens.
+  struct Kept {
+    Bf16 *data;
+    int64_t stride, first, tokens;
+  };
   struct Entry {  // a label that lies in the vocabulary
     int64_t token;
     int64_t column;
@@ -95,6 +105,8 @@ class LinearRun {
   void sort_labels();
   void pack_hidden();
   void allocate();
+  void prepare_grad_weight();
+  void share_out_tokens();
   void first_pass();
   void merge_group(const Group &, int64_t panel);
   void raise_row(const Group &, int64_t token, float reference);
@@ -118,6 +130,11 @@ class LinearRun {
   void pack_slab_weight(const Group &, const Slab &, const Scratch &);
   int64_t accumulation_items() const;
   void accumulate(const Group &, int64_t item);
+  Kept kept_in_gradient(const Slab &) const;
+  Kept kept_in_buffer(const Slab &) const;
+  TileOutput kept_output(const Slab &, int64_t token) const;
+  void gather(const Slab &, Scratch &);
+  void compute_again(const Slab &, int64_t first_panel, int64_t last_panel, Scratch &);
   void write_grad_weight(const Slab &, const Bf16 *by_column, Scratch &);
   void store_grad_weight(const Slab &, int64_t first_panel, const float *c);
   float class_weight_of(int64_t column) const;
@@ -133,7 +150,8 @@ class LinearRun {
   const int64_t slabs_, slabs_in_group_, groups_;
   const bool hidden_is_near_;  // all of X fits beside a slab in the second cache
   const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
-  int64_t kept_slabs_ = 0, by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;
+  int64_t tokens_in_gradient_ = 0, gradient_stride_ = 0, tokens_in_buffer_ = 0, buffer_stride_ = 0;
+  int64_t by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;
 
   Arena arena_;
   std::vector<Scratch> scratch_;
@@ -142,7 +160,7 @@ class LinearRun {
   Buffer<Bf16> hidden_logits_;          // X as B of the logits: [token panels][dim/2][32][2]
   Buffer<Bf16> hidden_gradient_;        // X as B of grad_weight: [dim panels][tokens/2][32][2]
   Buffer<Bf16> group_weight_, group_exponentials_;  // of kGroupsAtOnce groups, see Group
-  Buffer<Bf16> kept_;                   // exponentials of the first slabs, [columns, tokens] each
+  Buffer<Bf16> kept_;                   // exponentials of tokens that the gradient has no room for
   Buffer<float> accumulated_;           // grad_hidden: [dim panels][tokens][32]
   Buffer<float> references_;            // those of kGroupsAtOnce groups, and the first ones
   const float *reference_ = nullptr;    // per token: what exponentials are relative to in the end

@@ -35,43 +35,25 @@ void LinearRun::weight_pass() {
   pack_gradient_hidden();
   each(slabs_, [&](int64_t index, Scratch &scratch) {
     const Slab s = slab(index);
-    if (index >= kept_slabs_) {
-      const Tile t = tile(s, scratch);
-      logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
-        float max[kPanel], reference[kPanel], sum[kPanel];
-        transform_tile(t, max, nullptr);
-        hide_targets(s, panel, t.z);
-        std::memcpy(reference, reference_ + panel * kPanel, sizeof reference);
-        exponentiate_tile(t, max, reference, sum, nullptr,
-                          {scratch.by_column + panel * kPanel, by_column_stride_, nullptr, 0});
-      });
-      write_grad_weight(s, scratch.by_column, scratch);
-      return;
-    }
-    Bf16 *kept = kept_ + index * kSlab * by_column_stride_;
-    float *factor = slab_reference_ + index * padded_tokens_;
-    if (std::memcmp(factor, reference_, padded_tokens_ * sizeof(float)) != 0) {
-      for (int64_t t = 0; t < padded_tokens_; ++t)
-        factor[t] = factor[t] == reference_[t] ? 1.0f : expf(factor[t] - reference_[t]);
-      scale_columns(kept, s.padded, by_column_stride_, padded_tokens_, factor);
-    }
-    write_grad_weight(s, kept, scratch);
+    gather(s, scratch);
+    write_grad_weight(s, scratch.by_column, scratch);
   });
 }
 
 void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch &scratch) {
   const auto begin = entries_.begin() + slab_entries_[s.index];
   const auto end = entries_.begin() + slab_entries_[s.index + 1];
-  const int64_t panel_size = padded_tokens_ * kPanel, slab_size = kSlab * by_column_stride_;
+  const int64_t panel_size = padded_tokens_ * kPanel;
   const Bf16 *x = hidden_gradient_;
-  const Bf16 *next = s.index + threads_ < kept_slabs_ ? by_column + threads_ * slab_size : nullptr;
-  const int64_t part = next ? slab_size / dim_panels_ : 0;
+  const Slab next = slab(std::min(s.index + threads_, slabs_ - 1));  // likely this thread's next
+  const Kept ahead = kept_in_gradient(next);
+  const int64_t part = ahead.tokens ? next.columns * ahead.stride / dim_panels_ : 0;
   for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
     float *c = scratch.z + q % kPanelsStored * kSlab * kPanel;
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
     gemm_(s.padded, padded_tokens_, by_column, by_column_stride_, x + q * panel_size, c, false,
           {x + (q + 1) % dim_panels_ * panel_size, hidden_is_near_ ? 0 : panel_size * 2,
-           next ? next + q * part : nullptr, part * 2});
+           part ? ahead.data + q * part : nullptr, part * 2});
     for (auto e = begin; e != end; ++e)
       add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
                  target_gradient_[e->token], dims);

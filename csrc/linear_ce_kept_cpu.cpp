@@ -1,0 +1,108 @@
+// Where the exponentials of the fused linear kernel wait for grad_weight.
+//
+// Those of the first tokens lie in the gradient's own memory, which holds nothing else before the
+// slab's gradient is written, and that is after they were read. It has room for about as many tokens
+// as there are hidden dimensions. The next ones lie in a buffer of logits_bytes; what is left is
+// computed again.
+#if defined(__x86_64__)
+#include <cstring>
+
+#include "linear_ce_run.h"
+
+namespace ds_train {
+namespace {
+
+constexpr int64_t kLargeGradient = 4 << 20;  // bytes; less is likely to have its pages
+constexpr int64_t kPopulated = 4 << 20;      // at a time
+
+int64_t round_down(int64_t x, int64_t step) { return x / step * step; }
+
+}  // namespace
+
+// Pages for the gradient, made by all threads at once.
+void LinearRun::prepare_grad_weight() {
+  if (!grad_weight_ || !call_.grad_weight) return;
+  char *data = static_cast<char *>(call_.grad_weight);
+  const int64_t bytes = vocab_ * dim_ * (call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2);
+  if (bytes < kLargeGradient) return;
+  prefer_huge_pages(data, bytes);
+  each((bytes + kPopulated - 1) / kPopulated, [&](int64_t i, Scratch &) {
+    make_present(data + i * kPopulated, std::min(kPopulated, bytes - i * kPopulated));
+  });
+}
+
+// How many tokens are kept where. Strides whose multiples fall on the same lines of the cache are
+// left out, as in spread().
+void LinearRun::share_out_tokens() {
+  if (call_.grad_weight) {
+    const int64_t room = round_down(
+        call_.grad_weight_dtype == DS_TRAIN_FP32 ? 2 * dim_ : dim_, kPanel);
+    gradient_stride_ = std::min(room, by_column_stride_);
+    if (gradient_stride_ % 256 == 0) gradient_stride_ = std::max<int64_t>(0, gradient_stride_ - 32);
+    tokens_in_gradient_ = std::min(padded_tokens_, gradient_stride_);
+  }
+  const int64_t left = padded_tokens_ - tokens_in_gradient_;
+  const int64_t room = call_.logits_bytes / (slabs_ * kSlab * 2);
+  buffer_stride_ = std::min(round_down(room, kPanel), left);
+  tokens_in_buffer_ = buffer_stride_;
+}
+
+// A slab that is filled up with columns that aren't there has no room for them in the gradient.
+LinearRun::Kept LinearRun::kept_in_gradient(const Slab &s) const {
+  if (tokens_in_gradient_ == 0 || s.padded > s.columns) return {};
+  const int64_t size = call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2;
+  char *data = static_cast<char *>(call_.grad_weight) + s.first * dim_ * size;
+  return {reinterpret_cast<Bf16 *>(data), gradient_stride_, 0, tokens_in_gradient_};
+}
+
+LinearRun::Kept LinearRun::kept_in_buffer(const Slab &s) const {
+  if (tokens_in_buffer_ == 0) return {};
+  return {kept_ + s.first * buffer_stride_, buffer_stride_, tokens_in_gradient_, tokens_in_buffer_};
+}
+
+// Where the first pass writes the exponentials of one panel of tokens; nowhere if they aren't kept.
+TileOutput LinearRun::kept_output(const Slab &s, int64_t token) const {
+  for (const Kept &kept : {kept_in_gradient(s), kept_in_buffer(s)})
+    if (token >= kept.first && token < kept.first + kept.tokens)
+      return {kept.data + token - kept.first, kept.stride, nullptr, 0};
+  return {};
+}
+
+// All exponentials of a slab, relative to the final references, in scratch.by_column.
+void LinearRun::gather(const Slab &s, Scratch &scratch) {
+  int64_t done = 0;
+  for (const Kept &kept : {kept_in_gradient(s), kept_in_buffer(s)}) {
+    if (kept.tokens == 0) continue;
+    Bf16 *to = scratch.by_column + kept.first;
+    for (int64_t j = 0; j < s.padded; ++j)
+      std::memcpy(to + j * by_column_stride_, kept.data + j * kept.stride,
+                  kept.tokens * sizeof(Bf16));
+    float *factor = slab_reference_ + s.index * padded_tokens_ + kept.first;
+    const float *reference = reference_ + kept.first;
+    if (std::memcmp(factor, reference, kept.tokens * sizeof(float)) != 0) {
+      for (int64_t t = 0; t < kept.tokens; ++t)
+        factor[t] = factor[t] == reference[t] ? 1.0f : expf(factor[t] - reference[t]);
+      scale_columns(to, s.padded, by_column_stride_, kept.tokens, factor);
+    }
+    compute_again(s, done / kPanel, kept.first / kPanel, scratch);
+    done = kept.first + kept.tokens;
+  }
+  compute_again(s, done / kPanel, token_panels_, scratch);
+}
+
+void LinearRun::compute_again(const Slab &s, int64_t first_panel, int64_t last_panel,
+                              Scratch &scratch) {
+  if (first_panel == last_panel) return;
+  const Tile t = tile(s, scratch);
+  logits(s, first_panel, last_panel, scratch, [&](int64_t panel) {
+    float max[kPanel], reference[kPanel], sum[kPanel];
+    transform_tile(t, max, nullptr);
+    hide_targets(s, panel, t.z);
+    std::memcpy(reference, reference_ + panel * kPanel, sizeof reference);
+    exponentiate_tile(t, max, reference, sum, nullptr,
+                      {scratch.by_column + panel * kPanel, by_column_stride_, nullptr, 0});
+  });
+}
+
+}  // namespace ds_train
+#endif
