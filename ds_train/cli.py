@@ -10,14 +10,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ds_train.cli_parser import build_parser
 from ds_train.errors import ConfigError, DsTrainError, InputError
 
+if TYPE_CHECKING:
+    from ds_train.evaluate.scored_target import ScoredTarget
+
 _INTERRUPTED = 128 + signal.SIGINT
 _OTHER_RANK_SECONDS = 5.0
-_TASK_ONLY = ("task_path", "shots", "samples", "batch_tokens", "processes", "zero")
-"""Options of `ds-train evaluate` that say nothing without --tasks."""
+_TASK_ONLY = (
+    *("task_path", "shots", "samples", "demonstrations", "draw", "calibration", "normalise"),
+    *("batch_tokens", "processes", "zero"),
+)
+"""Options of `ds-train evaluate` that say nothing without --tasks; the last three with --text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,8 +194,14 @@ def _fewshot(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.tasks is not None and args.text is not None:
+        raise ConfigError("--tasks and --text are two evaluations; run one after the other.")
+    if args.max_length is not None and args.text is None:
+        raise ConfigError("--max-length: is the window of --text FILE; leave it out.")
     if args.tasks is not None:
         return _evaluate_tasks(args)
+    if args.text is not None:
+        return _evaluate_text(args)
     for name in _TASK_ONLY:
         if getattr(args, name):
             option = name.replace("_", "-")
@@ -222,31 +235,61 @@ def _evaluate_tasks(args: argparse.Namespace) -> int:
                 f"--tasks: has no use for {'--batch-size' if name == 'batch_size' else name}; "
                 "leave it out" + (", or give --batch-tokens." if name == "batch_size" else ".")
             )
-    from ds_train.evaluate.task_command import TaskTarget, evaluate_tasks_command
+    from ds_train.evaluate.task_command import evaluate_tasks_command
+    from ds_train.evaluate.task_options import TaskOptions
     from ds_train.evaluate.tasks import TaskSettings
 
     return evaluate_tasks_command(
-        TaskTarget(
-            args.target,
-            checkpoint=args.checkpoint,
-            base=args.base,
-            dtype=args.dtype,
-            device=args.device,
-            zero=args.zero,
-            batch_tokens=args.batch_tokens,
-        ),
+        _scored_target(args),
         TaskSettings(
             tasks=args.tasks,
             task_path=args.task_path,
             shots=args.shots,
             seeds=args.seeds,
             limit=args.max_samples,
+            options=TaskOptions.parse(
+                args.demonstrations, args.draw, args.calibration, args.normalise
+            ),
             log_samples=args.samples,
         ),
         processes=args.processes,
         arguments=args.given,
         is_rank=_is_rank(),
         output=args.output,
+    )
+
+
+def _evaluate_text(args: argparse.Namespace) -> int:
+    for name in (*_TASK_ONLY[:-3], "recipe", "overrides", "batch_size", "max_samples"):
+        if getattr(args, name):
+            option = {"max_samples": "--max-rows", "overrides": "overrides"}.get(
+                name, "--" + name.replace("_", "-")
+            )
+            raise ConfigError(f"--text: has no use for {option}; leave it out.")
+    from ds_train.evaluate.text_command import evaluate_text_command
+
+    return evaluate_text_command(
+        _scored_target(args),
+        args.text,
+        max_length=args.max_length,
+        processes=args.processes,
+        arguments=args.given,
+        is_rank=_is_rank(),
+        output=args.output,
+    )
+
+
+def _scored_target(args: argparse.Namespace) -> ScoredTarget:
+    from ds_train.evaluate.scored_target import ScoredTarget
+
+    return ScoredTarget(
+        args.target,
+        checkpoint=args.checkpoint,
+        base=args.base,
+        dtype=args.dtype,
+        device=args.device,
+        zero=args.zero,
+        batch_tokens=args.batch_tokens,
     )
 
 

@@ -213,11 +213,14 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = _command(
         commands,
         "evaluate",
-        "measure a run, an adapter or a model: its loss on data, or evaluation tasks of lm_eval",
+        "measure a run, an adapter or a model: its loss on data or text, or lm_eval's tasks",
         "ds-train evaluate runs/first --checkpoint best\n"
         "ds-train evaluate runs/first/merged --recipe my.yaml\n"
         "ds-train evaluate runs/first --tasks arc_easy,piqa --shots 0,5 --output numbers.json\n"
-        "ds-train evaluate my-model --tasks my_task --task-path my_tasks --processes 8",
+        "ds-train evaluate my-model --tasks my_task --task-path my_tasks --processes 8\n"
+        "ds-train evaluate my-model --tasks sst2 --shots 4 --demonstrations bm25 "
+        "--calibration contextual\n"
+        "ds-train evaluate runs/first --text book.txt letters.txt",
     )
     parser.add_argument("target", help="run folder, adapter folder, model folder or hub name")
     parser.add_argument(
@@ -262,15 +265,44 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the demonstrations (default 1234)",
     )
     tasks.add_argument(
+        "--demonstrations",
+        metavar="NAME",
+        help="random, balanced, bm25, knn (by the model's own hidden states), fixed or "
+        "fixed:3,17,42; each task's own way when left out",
+    )
+    tasks.add_argument(
+        "--draw",
+        metavar="document|lm_eval",
+        help="draw from a hash of seed and document (default), or as lm_eval does",
+    )
+    tasks.add_argument(
+        "--calibration",
+        metavar="NAME",
+        help="none, contextual, batch, pmi, or several of them: a,b",
+    )
+    tasks.add_argument(
+        "--normalise",
+        metavar="NAME",
+        help="none, tokens, chars, bytes, pmi, or several of them: a,b",
+    )
+    tasks.add_argument(
         "--samples", action="store_true", help="with --output: every document's answers too"
     )
-    tasks.add_argument(
+    text = parser.add_argument_group("any text")
+    text.add_argument(
+        "--text", nargs="+", metavar="FILE", help="bits per byte and perplexity of these files"
+    )
+    text.add_argument(
+        "--max-length", type=_count, metavar="N", help="tokens of a window; the model's if left out"
+    )
+    shared = parser.add_argument_group("evaluation tasks and text")
+    shared.add_argument(
         "--batch-tokens", type=_count, metavar="N", help="tokens of a batch, padding included"
     )
-    tasks.add_argument(
+    shared.add_argument(
         "--processes", type=_count, metavar="N", help="of this machine, one for each GPU"
     )
-    tasks.add_argument(
+    shared.add_argument(
         "--zero",
         type=int,
         choices=[0, 3],

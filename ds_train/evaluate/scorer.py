@@ -26,6 +26,10 @@ from ds_train.model.head import LanguageModel
 
 Say = Callable[[str], Any]
 
+_LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
+_NO_LIMIT = 10**9
+_DEFAULT_LENGTH = 2048
+
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of a batch by device type: some hundred rows of a short question."""
 
@@ -151,6 +155,19 @@ class RequestScorer:
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off inside, and as it was before afterwards."""
         return _Evaluating(self.computes)
+
+
+def readable_tokens(model: Any, tokenizer: Any) -> int:
+    """Tokens that a model reads at most, less the virtual ones of its adapter.
+
+    Where neither model nor tokenizer names a limit it is lm_eval's, 2,048.
+    """
+    text = model.config.get_text_config()
+    named = [getattr(text, name, None) for name in _LENGTHS]
+    limit = next((one for one in named if one is not None), tokenizer.model_max_length)
+    peft = getattr(model, "peft_config", {}).values()
+    virtual = sum(getattr(one, "num_virtual_tokens", None) or 0 for one in peft)
+    return (int(limit) if limit < _NO_LIMIT else _DEFAULT_LENGTH) - virtual
 
 
 class _Evaluating(AbstractContextManager[None]):

@@ -7,47 +7,33 @@ the whole model, or under ZeRO-3 its part of it, and computes its share of the r
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ds_train.engine.ranks import Ranks
-from ds_train.errors import ConfigError, InputError, quoted
-from ds_train.evaluate.model import Target, find_target, load_for_inference
-from ds_train.evaluate.scorer import Computes, RequestScorer
+from ds_train.errors import InputError, quoted
+from ds_train.evaluate.generation import generator
+from ds_train.evaluate.model import Target, find_target
+from ds_train.evaluate.scored_target import (
+    ScoredTarget,
+    check_output,
+    here_or_in_processes,
+    open_scorer,
+    say_on_stderr,
+    silent,
+)
 from ds_train.evaluate.task_list import open_tasks
 from ds_train.evaluate.task_model import TaskModel
 from ds_train.evaluate.tasks import TaskResult, TaskSettings, format_results, run_tasks
-from ds_train.launch.command import here_command, launcher_environment, master_port
-from ds_train.launch.guard import stop_with_launcher
-from ds_train.launch.process import run_launcher
-from ds_train.launch.world import World, visible_gpus
-from ds_train.model.head import LanguageModel
 
 Say = Callable[[str], Any]
 
 
-@dataclass(frozen=True)
-class TaskTarget:
-    """Which model is asked, and how it is held."""
-
-    target: str
-    checkpoint: str = "latest"
-    base: bool = False
-    dtype: str | None = None
-    device: str | None = None
-    zero: int = 0
-    """3: every rank holds a part of the weights; 0: all of them"""
-    batch_tokens: int | None = None
-    """tokens of a batch, padding included; by the device when None"""
-
-
 def evaluate_tasks_command(
-    target: TaskTarget,
+    target: ScoredTarget,
     settings: TaskSettings,
     *,
     processes: int | None,
@@ -66,57 +52,26 @@ def evaluate_tasks_command(
     Raises:
         ConfigError: settings or tasks; DataError: a document; ModelError: no such model.
     """
-    if is_rank:
-        stop_with_launcher()
-        return _as_rank(target, settings, output)
-    if output is not None:
-        _check_output(Path(output))
-    if processes is None and target.zero == 0:
-        _evaluate(target, settings, Ranks(0, 0, 1), output)
-        return 0
-    # their faults are told once, by this process, before anything starts
-    find_target(target.target, target.checkpoint, target.base)
-    open_tasks(settings.tasks, settings.task_path)
-    world = world_here(processes or 1, target.device)
-    command = here_command(world, arguments)
-    return run_launcher(
-        command, launcher_environment(world), port=master_port(command), say=_say_on_stderr
+    if output is not None and not is_rank:
+        check_output(Path(output))
+
+    def check() -> None:
+        find_target(target.target, target.checkpoint, target.base)
+        open_tasks(settings.tasks, settings.task_path)
+
+    def work(ranks: Ranks) -> None:
+        _evaluate(target, settings, ranks, output)
+
+    return here_or_in_processes(
+        work, check, target, processes=processes, arguments=arguments, is_rank=is_rank
     )
 
 
-def world_here(processes: int, device: str | None) -> World:
-    """So many processes of this machine, one for each GPU where there are GPUs."""
-    gpus = [] if device == "cpu" else visible_gpus()
-    if device not in (None, "cpu", "cuda"):
-        raise ConfigError(
-            f"--device {device}: several processes take a device each; leave it out, or say cpu."
-        )
-    if gpus and processes > len(gpus):
-        raise ConfigError(
-            f"--processes {processes}: this machine shows {len(gpus)} GPUs; take at most one "
-            "process for each, or --device cpu."
-        )
-    slots = {"localhost": gpus[:processes] if gpus else list(range(processes))}
-    return World(slots, None, len(gpus), None)
-
-
-def _as_rank(target: TaskTarget, settings: TaskSettings, output: str | Path | None) -> int:
-    # it takes seconds to import DeepSpeed, and only ranks need it
-    from ds_train.engine.engine import start_process_group, stop_process_group
-
-    ranks = Ranks.from_environment()
-    start_process_group(ranks)
-    _evaluate(target, settings, ranks, output)
-    # not after an error: it would wait for ranks that are stuck, and hide the message
-    stop_process_group()
-    return 0
-
-
 def _evaluate(
-    target: TaskTarget, settings: TaskSettings, ranks: Ranks, output: str | Path | None
+    target: ScoredTarget, settings: TaskSettings, ranks: Ranks, output: str | Path | None
 ) -> list[TaskResult]:
     """The evaluation in this process; the first rank prints and writes."""
-    say = _say_on_stderr if ranks.is_main else _silent
+    say = say_on_stderr if ranks.is_main else silent
     began = time.monotonic()
     loaded = open_tasks(settings.tasks, settings.task_path)
     found = find_target(target.target, target.checkpoint, target.base)
@@ -130,42 +85,16 @@ def _evaluate(
     return results
 
 
-def task_model(found: Target, target: TaskTarget, ranks: Ranks, say: Say) -> TaskModel:
+def task_model(found: Target, target: ScoredTarget, ranks: Ranks, say: Say) -> TaskModel:
     """The model that answers lm_eval, loaded; a collective call where there are several ranks."""
-    device = target.device or str(ranks.device)
-    if target.zero == 3:
-        from ds_train.engine.engine import shard_for_inference
-
-        model, tokenizer = load_for_inference(found, dtype=target.dtype, device="cpu", say=say)
-        dtype = target.dtype or found.model.dtype
-        computes: Computes = shard_for_inference(LanguageModel(model), dtype, ranks)
-        say(f"engine: ZeRO-3, {ranks.world_size} processes")
-    else:
-        model, tokenizer = load_for_inference(found, dtype=target.dtype, device=device, say=say)
-        computes = LanguageModel(model)
-    scorer = RequestScorer(
-        computes,
-        ranks,
-        max_length=readable_tokens(model, tokenizer),
-        batch_tokens=target.batch_tokens,
-        say=say,
-    )
-    return TaskModel(scorer, tokenizer)
-
-
-def readable_tokens(model: Any, tokenizer: Any) -> int:
-    """Tokens that a model reads at most, less the virtual ones of its adapter."""
-    from lm_eval.models.utils import resolve_max_length
-
-    peft = getattr(model, "peft_config", {}).values()
-    virtual = sum(getattr(one, "num_virtual_tokens", None) or 0 for one in peft)
-    return int(resolve_max_length(model.config, tokenizer)) - virtual
+    scorer, tokenizer = open_scorer(found, target, ranks, say)
+    return TaskModel(scorer, tokenizer, generate=generator(scorer, tokenizer))
 
 
 def write_results(
     path: Path,
     found: Target,
-    target: TaskTarget,
+    target: ScoredTarget,
     settings: TaskSettings,
     ranks: Ranks,
     results: Sequence[TaskResult],
@@ -181,6 +110,7 @@ def write_results(
         "processes": ranks.world_size,
         "zero_stage": target.zero,
         "limit": settings.limit,
+        **settings.options.to_json(),
         "seconds": round(seconds, 3),
         "evaluations": [result.to_json() for result in results],
     }
@@ -189,19 +119,3 @@ def write_results(
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {quoted(path)}: can't be written: {error.strerror}.") from None
-
-
-def _check_output(path: Path) -> None:
-    """A file that can't be written is better known before the evaluation."""
-    if path.is_dir():
-        raise InputError(f"--output {quoted(path)}: is a folder; name a file.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output {quoted(path)}: there is no folder {path.absolute().parent}.")
-
-
-def _say_on_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _silent(text: str) -> None:
-    """The first rank speaks for all."""

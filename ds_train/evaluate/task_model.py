@@ -15,11 +15,12 @@ from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ds_train.errors import DataError, ModelError
+from ds_train.evaluate.generation_settings import GenerationSettings, Prompt
 from ds_train.evaluate.requests import Request
 from ds_train.evaluate.scorer import RequestScorer
 
-Generate = Callable[[Sequence[tuple[str, dict[str, Any]]]], list[str]]
-"""(context, generation_kwargs) of each request -> the continuation of each."""
+Generate = Callable[[Sequence[Prompt]], list[str]]
+"""The continuation of each prompt."""
 
 
 class TaskModel(LM):  # type: ignore[misc]
@@ -166,7 +167,13 @@ class TaskModel(LM):  # type: ignore[misc]
                 f"task {requests[0].task_name}: has the model generate, which is not done while it "
                 "trains; evaluate the run afterwards with ds-train evaluate."
             )
-        return self._generate([request.args for request in requests])
+        contexts = self.encode_all([request.args[0] for request in requests])
+        return self._generate(
+            [
+                Prompt(ids, GenerationSettings.of(request.args[1], f"task {request.task_name}"))
+                for ids, request in zip(contexts, requests, strict=True)
+            ]
+        )
 
     def barrier(self) -> None:
         """All ranks wait in the scorer already."""

@@ -13,19 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_train.config.shots import Demonstrations, parse_demonstrations
+from ds_train.config.shots import (
+    CALIBRATIONS,
+    DRAWS,
+    NORMALISATIONS,
+    Demonstrations,
+    check_name,
+    parse_demonstrations,
+    parse_names,
+)
 from ds_train.errors import ConfigError
-from ds_train.evaluate.task_scores import PairEncoder, TaskScores
-from ds_train.evaluate.task_shots import Reader, TaskShots
+from ds_train.evaluate.task_scores import TaskScores
+from ds_train.evaluate.task_shots import TaskShots
+from ds_train.fewshot.calibration import BATCH_REMARK
 from ds_train.fewshot.demonstrations import Vectors
 
 Say = Callable[[str], Any]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts -> vectors [num_texts, d]."""
-
-
-class Model(Reader, PairEncoder):  # type: ignore[misc]
-    """What is asked of a model's adapter (`TaskModel`)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,51 @@ class TaskOptions:
                 "harness, as the task's YAML says; leave one of the two out."
             )
 
+    @classmethod
+    def parse(
+        cls,
+        demonstrations: str | None = None,
+        draw: str | None = None,
+        calibration: str | Sequence[str] | None = None,
+        normalise: str | Sequence[str] | None = None,
+    ) -> TaskOptions:
+        """From what the user wrote: names, or several with commas between them.
+
+        Raises:
+            ConfigError: every name that there is not, with the nearest.
+        """
+        faults: list[str] = []
+
+        def read(field: str, value: Any, parse: Callable[[Any], Any], default: Any) -> Any:
+            if value is None:
+                return default
+            try:
+                return parse(value)
+            except ValueError as error:
+                faults.append(f"{field} = {value}: {error}")
+                return default
+
+        shown = read("demonstrations", demonstrations, parse_demonstrations, None)
+        drawn = read("draw", draw, lambda one: check_name(one, DRAWS), "document")
+        calibrated = read(
+            "calibration", calibration, lambda one: parse_names(one, CALIBRATIONS), ["none"]
+        )
+        lengths = read(
+            "normalise", normalise, lambda one: parse_names(one, NORMALISATIONS), ["none"]
+        )
+        if faults:
+            raise ConfigError(faults)
+        return cls(shown and str(shown), drawn, tuple(calibrated), tuple(lengths))
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands in the JSON file."""
+        return {
+            "demonstrations": self.demonstrations,
+            "draw": self.draw,
+            "calibration": list(self.calibration),
+            "normalise": list(self.normalise),
+        }
+
     @property
     def adds_scores(self) -> bool:
         """Whether anything but the task's own metrics is asked for."""
@@ -63,8 +113,7 @@ class Equipped:
     def remarks(self) -> list[str]:
         """What has to be said about the evaluation that was made last."""
         found = self.shots.counts.describe(self.shots.reader.max_length)
-        remarks = [] if found is None else [f"task {self.name}: {found}"]
-        return remarks + ([] if self.scores is None else self.scores.remarks())
+        return [] if found is None else [f"task {self.name}: {found}"]
 
 
 def equip(
@@ -99,6 +148,8 @@ def equip(
     if options.adds_scores:
         if task.OUTPUT_TYPE == "multiple_choice":
             scores = TaskScores(task, shots, model, options.normalise, options.calibration)
+            if "batch" in scores.calibrations:
+                say(f"task {name}: {BATCH_REMARK}")
         else:
             say(
                 f"task {name}: normalise and calibration are left out, as they are for "

@@ -97,12 +97,6 @@ class TaskScores:
                 "answers to take away; take none."
             )
 
-    def remarks(self) -> list[str]:
-        """What has to be said beside the numbers."""
-        if "batch" not in self.calibrations:
-            return []
-        return [f"{self.name}: {calibration.BATCH_REMARK}"]
-
     def _announce(self) -> None:
         """The new metrics become metrics of the task, so that lm_eval averages and compares."""
         from lm_eval.api.metrics import mean

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ds_train.errors import DataError
@@ -58,6 +58,8 @@ class TaskResult:
     num_samples: dict[str, int] = field(default_factory=dict)
     """"original" and "effective", the documents that were used"""
     samples: list[dict[str, Any]] | None = None
+    remarks: list[str] = field(default_factory=list)
+    """what has to be said beside the numbers"""
 
     def numbers(self) -> dict[str, float]:
         """The metrics by their lm_eval names, standard errors left out."""
@@ -87,6 +89,7 @@ class TaskResult:
             "version": self.version,
             "higher_is_better": self.higher_is_better,
             "n-samples": self.num_samples,
+            "remarks": self.remarks,
         }
         if self.samples is not None:
             found["samples"] = self.samples
@@ -131,11 +134,13 @@ class TaskRun:
             seeds = settings.seeds[:1] if used == {0} else settings.seeds
             for seed in seeds:
                 began = time.monotonic()
-                results += _evaluate(self._loaded, settings, self._model, seed)
+                found = _evaluate(self._loaded, settings, self._model, seed)
+                remarks = {one.name: one.remarks() for one in self._equipped}
+                results += [replace(one, remarks=remarks.get(one.task, [])) for one in found]
                 drawn = "" if used == {0} else f", seed {seed}"
                 number = "their own" if shots is None else str(shots)
                 self._say(f"tasks: {number} shots{drawn}: {time.monotonic() - began:.1f} s")
-                for remark in [text for one in self._equipped for text in one.remarks()]:
+                for remark in [text for texts in remarks.values() for text in texts]:
                     self._say(remark)
         return results
 

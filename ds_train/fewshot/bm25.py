@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,8 @@ class Bm25:
         ids = np.concatenate([ids for ids, _ in found])
         added = np.concatenate([added for _, added in found])
         # added up in the order of the query's words, whatever the machine
-        return np.bincount(ids, weights=added, minlength=self.num_documents)
+        sums: NDArray[Any] = np.bincount(ids, weights=added, minlength=self.num_documents)
+        return sums
 
 
 def best(scores: NDArray[np.floating], num: int) -> list[int]:
