@@ -104,7 +104,10 @@ class LossesConfig(Section):
     @model_validator(mode="after")
     def _something_is_learned(self) -> LossesConfig:
         if self.language_modelling == self.unlikelihood == self.length_normalised == 0:
-            raise ValueError("all weights are 0, so that nothing would be learned; raise one")
+            raise ValueError(
+                "language_modelling, unlikelihood and length_normalised are 0, so that nothing "
+                "would be learned; raise one"
+            )
         return self
 
 

@@ -23,11 +23,10 @@ from ds_train.config.fewshot import LossesConfig
 from ds_train.config.run import RunConfig
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import BlockRows, Blocks, EpochBlocks, Totals, running_sum
-from ds_train.data.examples import Examples
 from ds_train.data.mix import Ints, keyed_words
 from ds_train.data.order import RowPlan
 from ds_train.data.store import TokenStore
-from ds_train.errors import DataError, quoted
+from ds_train.errors import DataError
 
 
 def scores_wrong_answers(config: LossesConfig) -> bool:
@@ -112,43 +111,18 @@ def build_candidate_plan(
     """
     store, seed = prepared.train, config.train.seed
     examples = EpochBlocks(store, config.data, seed, prepared.source_weights)
-    check_candidates(losses, prepared)
+    check_candidates(store)
     say(describe_losses(losses, store, config.train.per_device_train_batch_size))
     return RowPlan(CandidateBlocks(examples, store, losses, seed))
 
 
-def check_candidates(config: LossesConfig, prepared: PreparedData) -> None:
-    """There must be answers to choose from, and wrong ones where the losses ask for them.
-
-    Raises:
-        DataError: no source has them, or one has a single answer for all of its examples.
-    """
-    store, examples = prepared.train, prepared.train.examples
-    if examples is None or not (examples.choice >= 0).any():
+def check_candidates(store: TokenStore) -> None:
+    """DataError where no example has answers to choose from."""
+    if store.examples is None or not (store.examples.choice >= 0).any():
         raise DataError(
             "fewshot.losses: compares the right answer with wrong ones, and no source of "
             "data.train has any; use format: classification or multiple_choice, or remove it."
         )
-    if not scores_wrong_answers(config):
-        return
-    faults = [
-        f"fewshot.losses: source {quoted(prepared.source_names[source])} of data.train has one "
-        "answer only, the same for all of its examples, so that none is wrong; name all classes "
-        "in its labels, or set unlikelihood and length_normalised to 0."
-        for source in _with_one_answer(store, examples)
-    ]
-    if faults:
-        raise DataError(faults)
-
-
-def _with_one_answer(store: TokenStore, examples: Examples) -> list[int]:
-    """Sources whose examples offer a single answer each."""
-    alone = examples.num_choices() == 1
-    first = examples.group_starts[:-1]
-    source, has_answers = store.sources[first], examples.choice[first] >= 0
-    return [
-        index for index in np.unique(source[has_answers]).tolist() if alone[source == index].all()
-    ]
 
 
 def describe_losses(config: LossesConfig, store: TokenStore, micro_batch_size: int) -> str:

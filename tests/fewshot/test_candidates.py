@@ -11,7 +11,6 @@ from small_store import store_of_lengths
 
 from ds_train.config.data import DataConfig
 from ds_train.config.fewshot import LossesConfig
-from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import EpochBlocks
 from ds_train.data.order import RowPlan, StepPlan
 from ds_train.data.store import TokenStore
@@ -128,20 +127,7 @@ def test_the_largest_micro_batch_is_said() -> None:
     assert f"a micro-batch of 4 is up to 12 lines of up to {store.lengths.max()} tokens" in said
 
 
-def prepared(store: TokenStore) -> PreparedData:
-    return PreparedData(store, None, {}, "", ("reviews", "other"), (1.0, 1.0))
-
-
 def test_data_without_answers_is_refused() -> None:
     with pytest.raises(DataError, match=r"fewshot\.losses: .* use format: classification"):
-        check_candidates(LossesConfig(), prepared(store_of_lengths([3, 4])))
-
-
-def test_a_source_of_one_class_is_refused_by_name() -> None:
-    one = [Example([[5, number]], [[7]], 0, source=0) for number in range(3)]
-    two = [Example([[5, number]], [[7], [8]], 0, source=1) for number in range(3)]
-    data = prepared(candidate_store([*one, *two]))
-    with pytest.raises(DataError, match=r'source "reviews" of data\.train has one answer only'):
-        check_candidates(LossesConfig(), data)
-    check_candidates(LossesConfig(unlikelihood=0, length_normalised=0), data)
-    check_candidates(LossesConfig(), prepared(candidate_store(many_examples(3, 2))))
+        check_candidates(store_of_lengths([3, 4]))
+    check_candidates(candidate_store(many_examples(3, 2)))
