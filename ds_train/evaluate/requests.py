@@ -29,6 +29,9 @@ Ints = NDArray[np.int64]
 MAX_TREE_NODES = 4096
 """Of a row that branches: its mask has this number squared as its size."""
 
+_LEAST_SHARE = 8
+"""Inputs with less than this part of their new tokens in common (a BOS, say) stay apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -123,7 +126,7 @@ def plan_batches(
         batch_tokens: tokens of a batch, padding included; one row may have more.
     """
     inputs, labels = fit(requests, max_length)
-    rows = _rows(inputs, sharing)
+    rows = _rows(inputs, sharing, min(MAX_TREE_NODES, batch_tokens))
     # like with like, the longest first: memory that does not suffice is found at once
     rows.sort(key=lambda row: (row.branches, row.num_nodes), reverse=True)
     groups: list[list[_Row]] = []
@@ -206,7 +209,7 @@ class BatchPlan:
         )
 
 
-def _rows(inputs: list[Ints], sharing: Sharing) -> list[_Row]:
+def _rows(inputs: list[Ints], sharing: Sharing, max_nodes: int) -> list[_Row]:
     """Inputs in lexicographic order, neighbours in one row where that is cheaper."""
     # big-endian bytes compare as the ids do
     order = sorted(range(len(inputs)), key=lambda i: inputs[i].astype(">u4").tobytes())
@@ -215,7 +218,7 @@ def _rows(inputs: list[Ints], sharing: Sharing) -> list[_Row]:
         ids = inputs[member]
         row = rows[-1] if rows else None
         shared = 0 if before is None else _common(inputs[before], ids)
-        if row is None or not _is_better(row, len(ids), shared, sharing):
+        if row is None or not _is_better(row, len(ids), shared, sharing, max_nodes):
             rows.append(_Row([member], [0], len(ids), len(ids)))
             continue
         row.members.append(member)
@@ -232,12 +235,14 @@ def _common(first: Ints, second: Ints) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-def _is_better(row: _Row, length: int, shared: int, sharing: Sharing) -> bool:
+def _is_better(row: _Row, length: int, shared: int, sharing: Sharing, max_nodes: int) -> bool:
     """Whether an input joins a row, where it costs less than in a row of its own."""
     new, nodes = length - shared, row.num_nodes
     if shared == nodes:
         return True  # goes on where the row ends, or is the same: plain text to any model
-    if max(row.deepest, length) > sharing.max_depth or nodes + new > MAX_TREE_NODES:
+    if max(row.deepest, length) > sharing.max_depth or nodes + new > max_nodes:
+        return False
+    if shared * _LEAST_SHARE < new:
         return False
     alone = length * sharing.token_cost + length**2
     together = new * sharing.token_cost + new * (new + 2 * nodes)

@@ -176,7 +176,8 @@ class _Evaluating(AbstractContextManager[None]):
     def __init__(self, model: Computes) -> None:
         self._model = model
         module: Any = model if isinstance(model, LanguageModel) else model.module
-        self._was_training = bool(module.training)
+        # of the model inside: our wrapper around it is made in training mode, whatever it holds
+        self._was_training = bool(module.model.training)
 
     def __enter__(self) -> None:
         self._set(False)
