@@ -95,7 +95,7 @@ def test_nothing_branches_where_it_is_not_allowed() -> None:
 def test_a_request_deeper_than_the_attention_window_stands_alone() -> None:
     deep, flat = list(range(40, 60)), list(range(70, 75))
     requests = [Request(context, [1, token, 3]) for context in (deep, flat) for token in (1, 2)]
-    plan = plan_batches(requests, max_length=50, batch_tokens=1, sharing=Sharing(10, 1e6))
+    plan = plan_batches(requests, max_length=50, batch_tokens=40, sharing=Sharing(10, 1e6))
     branching = [plan.batch(i) for i in range(len(plan)) if plan.batch(i).visible is not None]
     assert [sorted(set(batch.owners.tolist())) for batch in branching] == [[2, 3]]
 
@@ -107,7 +107,7 @@ def test_long_rows_do_not_grow_where_attention_costs_more_than_it_saves() -> Non
 
 
 def test_batches_hold_no_more_than_asked_padding_included() -> None:
-    plan = plan_batches(families(1), max_length=99, batch_tokens=48, sharing=CHEAP_ATTENTION)
+    plan = plan_batches(families(1), max_length=99, batch_tokens=48, sharing=Sharing(99, 20.0))
     sizes = [plan.batch(index).input_ids for index in range(len(plan))]
     assert all(ids.size <= 48 or ids.shape[0] == 1 for ids in sizes)
     assert sum(ids.shape[0] for ids in sizes) > len(sizes)
