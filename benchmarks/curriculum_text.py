@@ -1,9 +1,9 @@
 """Curricula on real text: does the order of difficulty help stories260K, beyond chance?
 
 GSM8K by the number of solution steps, OneStopEnglish by its human level; full fine-tuning under a
-small budget of tokens, four arms, and `ds-train compare` for the rest. Prints the tables as
-Markdown; with a second argument, writes them there. The comparisons lie in FOLDER and go on where
-they were stopped.
+small budget of tokens, four arms (and one of equal updates, where they differ), and `ds-train
+compare` for the rest. Prints the tables as Markdown; with a second argument, writes them there. The
+comparisons lie in FOLDER and go on where they were stopped.
 
 usage: python benchmarks/curriculum_text.py FOLDER [RESULT.md]  (needs shared data: DS_TRAIN_SHARED)
 """
@@ -48,6 +48,10 @@ def gsm8k(folder: Path) -> dict[str, Any]:
         "sources": list(STEP_GROUPS),
         "metric": {"column": "steps"},
         "hardest": "steps_5_up",
+        # short solutions make small steps, so that the arms differ in their number of updates
+        "more_arms": {
+            "equal_updates": {"curriculum.order": "uniform", "equal_updates_to": "easy_to_hard"}
+        },
     }
 
 
@@ -78,6 +82,7 @@ def onestop(folder: Path) -> dict[str, Any]:
         "sources": list(LEVELS),
         "metric": {"column": "level", "levels": list(LEVELS)},
         "hardest": "advanced",
+        "more_arms": {},  # packed rows: all arms make the same number of updates
     }
 
 
@@ -123,7 +128,7 @@ def recipe(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         "evaluate": {"max_rows": 8},  # `compare` measures on all of it
         "cluster": {"processes_per_node": 1},
         "compare": {
-            "arms": {order: {"curriculum.order": order} for order in orders},
+            "arms": {order: {"curriculum.order": order} for order in orders} | task["more_arms"],
             "seeds": SEEDS,
             "metrics": ["loss", f"sources.{task['hardest']}.loss"],
         },
