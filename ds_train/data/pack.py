@@ -43,18 +43,20 @@ def pack_rows(
     `samples` are ids into `lengths` (tokens of each sample); an id may come twice. Raises
     ValueError for a sample longer than max_length, which tokenising should have dealt with.
     """
-    wanted = lengths[samples]
-    if wanted.size and wanted.max() > max_length:
-        raise ValueError(f"a sample of {wanted.max():,} tokens, max_length is {max_length:,}")
-    row_of = np.empty(samples.size, dtype=np.int64)
-    num_rows = 0
+    packed = np.empty(samples.size, dtype=np.int64)
+    sizes = []  # samples of each row
     for start in range(0, samples.size, window):
-        local = _best_fit(wanted[start : start + window], max_length)
-        row_of[start : start + window] = local + num_rows
-        num_rows += int(local.max()) + 1
-    offsets = np.zeros(num_rows + 1, dtype=np.int64)
-    np.cumsum(np.bincount(row_of, minlength=num_rows), out=offsets[1:])
-    return offsets, samples[np.argsort(row_of, kind="stable")]
+        here = samples[start : start + window]
+        wanted = lengths[here]
+        if wanted.max() > max_length:
+            raise ValueError(f"a sample of {wanted.max():,} tokens, max_length is {max_length:,}")
+        row_of = _best_fit(wanted, max_length)
+        packed[start : start + window] = here[_stable_order(row_of)]
+        sizes.append(np.bincount(row_of))
+    offsets = np.zeros(1 + sum(map(len, sizes)), dtype=np.int64)
+    if sizes:
+        np.cumsum(np.concatenate(sizes), out=offsets[1:])
+    return offsets, packed
 
 
 def single_rows(samples: Ints) -> tuple[Ints, Ints]:
@@ -63,27 +65,44 @@ def single_rows(samples: Ints) -> tuple[Ints, Ints]:
 
 
 def _best_fit(lengths: NDArray[np.integer], max_length: int) -> Ints:
-    """Row number of every sample of one window; rows numbered by their opener's position."""
-    longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
+    """Row number of every sample of one window; rows numbered by their opener's position.
+
+    Samples of one length are placed together: the row with the least room that holds one of them
+    takes as many as it can, since with each one its room becomes less still.
+    """
+    longest_first = _stable_order(max_length - lengths)
+    in_order = lengths[longest_first]
+    borders = np.flatnonzero(np.diff(in_order, prepend=0, append=0))
     shift = len(lengths)
     # Open rows as room x shift + row: sorted by room, the oldest row first where room is equal.
     rooms: list[int] = []
-    openers: list[int] = []
-    rows = []
-    for position, length in zip(
-        longest_first.tolist(), lengths[longest_first].tolist(), strict=True
+    openers, rows, counts = [], [], []  # place of each row's first sample; rows that took some
+    for place, stop, length in zip(
+        borders[:-1].tolist(), borders[1:].tolist(), in_order[borders[:-1]].tolist(), strict=True
     ):
         found = bisect_left(rooms, length * shift)
-        if found < len(rooms):
-            room, row = divmod(rooms.pop(found), shift)
-        else:
-            room, row = max_length, len(openers)
-            openers.append(position)
-        rows.append(row)
-        if room > length:
-            insort(rooms, (room - length) * shift + row)
+        while place < stop:
+            if found < len(rooms):
+                room, row = divmod(rooms.pop(found), shift)
+            else:
+                room, row = max_length, len(openers)
+                openers.append(place)
+            count = min(stop - place, room // length)
+            rows.append(row)
+            counts.append(count)
+            place += count
+            if room := room - count * length:
+                # less than one of these needs, unless it was the last
+                insort(rooms, room * shift + row)
+                found += room < length
     rank_of_row = np.empty(len(openers), dtype=np.int64)
-    rank_of_row[np.argsort(openers)] = np.arange(len(openers))
+    rank_of_row[np.argsort(longest_first[openers])] = np.arange(len(openers))
     row_of = np.empty(len(lengths), dtype=np.int64)
-    row_of[longest_first] = rank_of_row[rows]
+    row_of[longest_first] = np.repeat(rank_of_row[rows], counts)
     return row_of
+
+
+def _stable_order(values: NDArray[np.integer]) -> Ints:
+    """Stable argsort of small numbers from 0 on: numpy sorts 16 bits by their digits."""
+    few_bits = np.uint16 if values.max(initial=0) < 1 << 16 else np.int64
+    return np.argsort(values.astype(few_bits), kind="stable")

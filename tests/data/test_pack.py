@@ -35,6 +35,31 @@ def test_rows_are_within_the_limit_and_nothing_is_lost(lengths: list[int], windo
         assert (rows <= 8).sum() <= 1
 
 
+def one_by_one(lengths: list[int], max_length: int) -> list[list[int]]:
+    """Best fit as it is defined: longest first, into the fullest row that still holds it."""
+    rows: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        rooms = [max_length - sum(lengths[other] for other in row) for row in rows]
+        fitting = [
+            (room, row) for room, row in zip(rooms, rows, strict=True) if room >= lengths[index]
+        ]
+        if fitting:
+            min(fitting, key=lambda pair: pair[0])[1].append(index)  # the first of equal ones
+        else:
+            rows.append([index])
+    return [sorted(row) for row in sorted(rows, key=lambda row: row[0])]
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60), limit=st.integers(30, 70))
+@settings(max_examples=150, deadline=None)
+def test_equal_lengths_are_placed_together_and_as_one_by_one(
+    lengths: list[int], limit: int
+) -> None:
+    offsets, samples = pack_rows(np.arange(len(lengths)), np.array(lengths, np.int32), limit)
+    rows = [part.tolist() for part in np.split(samples, offsets[1:-1])]
+    assert rows == one_by_one(lengths, limit)
+
+
 def test_no_sample_at_all() -> None:
     offsets, samples = pack_rows(np.arange(0), np.array([], np.int32), 16)
     assert offsets.tolist() == [0] and samples.size == 0
