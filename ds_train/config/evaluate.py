@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ds_train.config.base import Count, Natural, Section, Span, UserPath
+from ds_train.config.shots import CalibrationNames, DemonstrationsText, Draw, NormalisationNames
 
 
 def _each_once(values: list[int]) -> list[int]:
@@ -49,3 +50,25 @@ class EvaluateConfig(Section):
 
     tasks_every: Span | None = None
     """How often the tasks are evaluated; only at the end when left out."""
+
+    demonstrations: DemonstrationsText | None = None
+    """Which documents are shown before a task's questions: random, balanced, bm25, knn, fixed or
+    fixed:3,17,42; each task's own way when left out."""
+
+    draw: Draw = "document"
+    """Demonstrations depend on seed and document only, or are drawn as lm_eval does."""
+
+    calibration: CalibrationNames = ["none"]
+    """Also accuracies without the model's bias towards an answer: contextual, batch, pmi."""
+
+    normalise: NormalisationNames = ["none"]
+    """What an answer's log-probability is divided by: tokens, chars, bytes; or pmi."""
+
+    @model_validator(mode="after")
+    def _one_way_to_draw(self) -> EvaluateConfig:
+        if self.draw == "lm_eval" and self.demonstrations is not None:
+            raise ValueError(
+                f"demonstrations {self.demonstrations} can't be chosen with draw lm_eval, which "
+                "leaves the choice to the harness; leave one of the two out"
+            )
+        return self

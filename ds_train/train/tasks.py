@@ -67,6 +67,7 @@ class TaskEvaluations:
         if self._ready is None:
             # lm_eval is imported here, for runs that ask for it
             from ds_train.evaluate.task_model import TaskModel
+            from ds_train.evaluate.task_options import TaskOptions
             from ds_train.evaluate.tasks import TaskRun, TaskSettings
 
             run, evaluate = self._run, self._run.config.evaluate
@@ -80,6 +81,12 @@ class TaskEvaluations:
                 task_path=evaluate.task_path,
                 shots=tuple(evaluate.shots),
                 seeds=tuple(evaluate.seeds),
+                options=TaskOptions(
+                    demonstrations=evaluate.demonstrations,
+                    draw=evaluate.draw,
+                    calibration=tuple(evaluate.calibration),
+                    normalise=tuple(evaluate.normalise),
+                ),
             )
             asked = TaskModel(scorer, tokenizer)
             self._ready = TaskRun(open_recipe_tasks(run.config), settings, asked, self._say)
