@@ -18,6 +18,7 @@ from ds_train.curriculum.draws import Draws
 from ds_train.curriculum.mixture import Shares
 from ds_train.curriculum.pacing import RunLength, competence, curriculum_end
 from ds_train.curriculum.pool import Pool, PoolPart
+from ds_train.curriculum.renderings import Renderings
 from ds_train.curriculum.segments import Segments
 from ds_train.curriculum.seq_len import Growing
 from ds_train.data.epochs import BlockRows, Drawn, Totals, rows_of_samples
@@ -90,8 +91,11 @@ class DrawnBlocks:
         draws: Draws,
         shares: Shares | None = None,
         growing: Growing | None = None,
+        renderings: Renderings | None = None,
     ) -> None:
-        self._store, self._data, self._curriculum = store, data, curriculum
+        """`store`: with one sample for each labelled example; `renderings`: with all of them."""
+        self._renderings = renderings or Renderings(store, 0)
+        self._store, self._data, self._curriculum = self._renderings.store, data, curriculum
         self.length, self.segments, self.shares, self._draws = length, segments, shares, draws
         self.growing = growing
         self.sizes = BlockSizes(store, data, length, whole_steps=shares is None)
@@ -134,7 +138,7 @@ class DrawnBlocks:
             wanted = min(wanted, self.segments.rows_left(start.rows))
         pools = self.segments.at(start.rows).pools
         parts = [PoolPart(pool, size) for pool, size in zip(pools, drawn.pools, strict=True)]
-        return drawn, self._draws.draw(number, start, wanted, parts)
+        return drawn, self._renderings.draw(number, self._draws.draw(number, start, wanted, parts))
 
     def drawn_from(self, at: Totals) -> Drawn:
         """What a block that begins here would be drawn from."""

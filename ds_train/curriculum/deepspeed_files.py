@@ -64,6 +64,11 @@ def export_curriculum(config: RunConfig, output: str | Path, say: Say = print) -
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"--output {folder}: already there and not empty; choose another folder.")
     prepared = prepare_data(config, say=say)
+    if prepared.of_examples.train is not prepared.train:
+        raise DataError(
+            "export-curriculum: the training data has examples with several renderings (templates "
+            "or answers), and DeepSpeed's sampler draws samples; give each source one template."
+        )
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
     scores = find_scores(config, prepared, say)
     plan = build_step_plan(config, prepared, scores, batch.global_batch_size, say)

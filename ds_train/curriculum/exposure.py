@@ -48,6 +48,14 @@ class Exposure:
         whole: Ints = self.of_segments.sum(axis=0)
         return whole
 
+    def times(self, tokens: Ints) -> NDArray[np.float64]:
+        """[num_examples] how often each was shown, in any rendering; tokens: [N] of each sample."""
+        shown: NDArray[np.float64] = tokens / self._store.lengths
+        examples = self._store.examples
+        if examples is None or not examples.has_renderings:
+            return shown
+        return np.add.reduceat(shown, examples.starts[:-1])
+
     def add_planned(self, steps: Iterable[int]) -> None:
         """What the plan has for these steps."""
         for step in steps:
@@ -101,11 +109,14 @@ def exposure_facts(
 ) -> dict[str, Any]:
     """The sums in the form in which they are written to curriculum.json.
 
+    `store`: with one sample of each labelled example, which is what is counted then.
+
     `deciles`: of each segment whose difficulties are known; none without difficulties. Samples that
     were never shown have no segment: they are counted by the last known difficulty.
     """
     of_samples = exposure.of_samples
-    unseen, times = of_samples == 0, of_samples / store.lengths
+    times = exposure.times(of_samples)
+    unseen = times == 0
     facts: dict[str, Any] = {
         "tokens": int(of_samples.sum()),
         "passes": float(times.mean()),
@@ -114,7 +125,7 @@ def exposure_facts(
     }
     if deciles:
         by_segment = [
-            one.mean(tokens / store.lengths)
+            one.mean(exposure.times(tokens))
             for one, tokens in zip(deciles, exposure.of_segments, strict=False)
         ]
         facts["exposure_by_decile"] = [_sum(of_tenth) for of_tenth in zip(*by_segment, strict=True)]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_train.config.mixture import MixtureConfig
 from ds_train.curriculum.draws import Cursor, stream
@@ -18,7 +19,6 @@ from ds_train.curriculum.pacing import RunLength
 from ds_train.curriculum.pool import PoolPart
 from ds_train.data.epochs import Totals
 from ds_train.data.mix import Ints, keyed_permutation
-from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 
 
@@ -67,12 +67,13 @@ class MixtureDraws:
     def __init__(
         self,
         config: MixtureConfig,
-        store: TokenStore,
+        lengths: NDArray[np.integer | np.floating],
         sources: Sequence[SourceFacts],
         shares: Shares,
         seed: int,
     ) -> None:
-        self._config, self._store, self._seed = config, store, seed
+        """`lengths` [N]: tokens of each sample, on average where it is rendered in several ways."""
+        self._config, self._lengths, self._seed = config, lengths, seed
         self._sources, self.shares = sources, shares
         self._cursors = [tuple(Cursor() for _ in sources)]
         self._limits = [self._limit(source) for source in sources]
@@ -141,7 +142,7 @@ class MixtureDraws:
         while True:
             ahead = guess if most is None else min(guess, most)
             samples = stream(cursor, ahead, self._seed, group)
-            sums = np.cumsum(self._store.lengths[samples], dtype=np.int64)
+            sums = np.cumsum(self._lengths[samples], dtype=np.float64)
             if ahead == most or sums[-1] >= quota:
                 break
             guess *= 2
@@ -149,9 +150,9 @@ class MixtureDraws:
         if count > len(samples):
             count, owed = len(samples), 0.0
         else:
-            before = int(sums[count - 2]) if count > 1 else 0
+            before = float(sums[count - 2]) if count > 1 else 0.0
             if quota - before < sums[count - 1] - quota:
                 count -= 1
-            owed = quota - (int(sums[count - 1]) if count else 0)
+            owed = quota - (float(sums[count - 1]) if count else 0.0)
         place, total = cursor.place + count, cursor.drawn + count
         return samples[:count], replace(cursor, place=place, drawn=total, owed=owed)

@@ -12,6 +12,8 @@ of few bits is too regular, and an array of this size costs nothing.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from ds_train.data.mix import Ints, keyed_permutation
 
 SMALL = 4096
+_CHUNK = 16_384
+"""Places that are computed at once; 128 KiB."""
 _ROUNDS = 8
 _MULTIPLIER = np.uint32(0x9E3779B1)  # odd, its bits well mixed
 _SHIFT = np.uint32(15)
@@ -29,6 +33,7 @@ class Permutation:
 
     def __init__(self, length: int, seed: int, purpose: str, *numbers: int) -> None:
         self.length = length
+        self._key = (length, seed, purpose, *numbers)
         self._array: Ints | None = None
         if length <= SMALL:
             self._array = keyed_permutation(length, seed, purpose, *numbers)
@@ -41,7 +46,21 @@ class Permutation:
 
     def part(self, start: int, stop: int) -> Ints:
         """What stands at places [start, stop)."""
-        return self(np.arange(start, stop, dtype=np.int64))
+        if stop <= _CHUNK or self._array is not None:
+            return self(np.arange(start, stop, dtype=np.int64))
+        chunks = range(start // _CHUNK, -(-stop // _CHUNK))
+        found = np.concatenate([_chunk(self._key, number) for number in chunks])
+        return found[start - chunks[0] * _CHUNK : stop - chunks[0] * _CHUNK]
+
+
+@lru_cache(maxsize=16)
+def _chunk(key: tuple[Any, ...], number: int) -> Ints:
+    """Places [number, number + 1) x `_CHUNK` of a large permutation, kept for who asks next.
+
+    A pass is drawn in small parts one after another, and the network has a cost for each call.
+    """
+    places = np.arange(number * _CHUNK, min((number + 1) * _CHUNK, key[0]), dtype=np.int64)
+    return Feistel(*key)(places)
 
 
 class Feistel:

@@ -15,6 +15,7 @@ from ds_train.curriculum.draws import CoverDraws, Draws, PoolDraws, WindowDraws
 from ds_train.curriculum.mixture import MixtureDraws, Shares, SourceFacts
 from ds_train.curriculum.pacing import RunLength, competence, refresh_steps
 from ds_train.curriculum.pool import Floats, Pool, stratified
+from ds_train.curriculum.renderings import Renderings
 from ds_train.curriculum.scores import DifficultyScores, open_scores
 from ds_train.curriculum.segments import Segments
 from ds_train.curriculum.seq_len import EpochDraws, Growing, epoch_size
@@ -74,7 +75,8 @@ def build_row_plan(
     """The endless stream of rows of a run, the same on every rank.
 
     Args:
-        scores: difficulty of each sample; needed where the curriculum orders samples.
+        scores: difficulty of each sample (of each labelled example, where these have several
+            renderings); needed where the curriculum orders samples.
         say: is told of a first pool that is raised to one global batch.
 
     Raises:
@@ -92,6 +94,8 @@ def build_row_plan(
         return RowPlan.uniform(store, config.data, seed, prepared.source_weights)
     if store.num_samples == 0:
         raise DataError("data.train: no sample is left to train on; see the audit for why.")
+    whole, prepared = store, prepared.of_examples
+    store = prepared.train
     weights = prepared.source_weights
     drawn = curriculum is not None or mixture is not None
     num_samples = store.num_samples if drawn else epoch_size(store, weights)
@@ -99,18 +103,21 @@ def build_row_plan(
     make = partial(_values_and_pools, config, prepared, length, say)
     segments = Segments(make, scores, refresh_steps(config), global_batch_size)
     shares = None
+    renderings = Renderings(whole, seed)
     draws: Draws = EpochDraws(store, weights, seed, shuffle=config.data.shuffle)
     if mixture is not None:
-        facts = _sources(prepared)[1]
+        facts = _sources(prepared, renderings.lengths)[1]
         shares = Shares(mixture, facts, length)
-        draws = MixtureDraws(mixture, store, facts, shares, seed)
+        draws = MixtureDraws(mixture, renderings.lengths, facts, shares, seed)
     elif curriculum is not None:
         draws = _draws(curriculum, length, segments, seed)
     growing = None
     if seq_len is not None:
         in_order = curriculum is not None and curriculum.window is not None
-        growing = Growing(store, config.data, seq_len, length, seed, keep_order=in_order)
-    blocks = DrawnBlocks(store, config.data, curriculum, length, segments, draws, shares, growing)
+        growing = Growing(whole, config.data, seq_len, length, seed, keep_order=in_order)
+    blocks = DrawnBlocks(
+        store, config.data, curriculum, length, segments, draws, shares, growing, renderings
+    )
     return RowPlan(blocks)
 
 
@@ -129,7 +136,7 @@ def _values_and_pools(
     else:
         pools = [
             Pool(own, len(own), curriculum, None if values is None else values[own], seed, one.name)
-            for own, one in zip(*_sources(prepared), strict=True)
+            for own, one in zip(*_sources(prepared, store.lengths), strict=True)
         ]
     if curriculum is not None and curriculum.window is None:
         _raise_small_pools(config, curriculum, store, pools, length, say)
@@ -157,12 +164,14 @@ def _draws(curriculum: CurriculumConfig, length: RunLength, segments: Segments, 
     return CoverDraws(segments.first.pools[0], seed) if curriculum.cover else PoolDraws(seed)
 
 
-def _sources(prepared: PreparedData) -> tuple[list[NDArray[np.uint32]], list[SourceFacts]]:
-    """Samples of each training source of a mixture, and their numbers."""
+def _sources(
+    prepared: PreparedData, lengths: NDArray[np.integer | np.floating]
+) -> tuple[list[NDArray[np.uint32]], list[SourceFacts]]:
+    """Samples of each training source of a mixture, and their numbers; lengths: [N] in tokens."""
     store, members, facts = prepared.train, [], []
     for index in np.unique(store.sources).tolist():
         own = np.flatnonzero(store.sources == index).astype(np.uint32)
-        num_tokens = int(store.lengths[own].sum(dtype=np.int64))
+        num_tokens = round(float(lengths[own].sum(dtype=np.float64)))
         members.append(own)
         facts.append(SourceFacts(prepared.source_names[index], num_tokens, len(own)))
     return members, facts

@@ -42,7 +42,8 @@ class Reporting:
         plan: StepPlan,
         scores: DifficultyScores | None,
     ) -> None:
-        self._config, self._prepared, self._plan, self._scores = config, prepared, plan, scores
+        self._config, self._plan, self._scores = config, plan, scores
+        self._store, self._prepared = prepared.train, prepared.of_examples
         self._total_steps = plan.total_steps(config.train)
         self._tenths: list[Deciles] = []
 
@@ -70,7 +71,7 @@ class Reporting:
 
     def new_exposure(self) -> Exposure:
         """Counts of nothing yet."""
-        return Exposure(self._prepared.train, self._plan, len(self._prepared.source_names))
+        return Exposure(self._store, self._plan, len(self._prepared.source_names))
 
     def predicted(self) -> Facts:
         """The whole report, before the run; where samples are scored again, up to there."""
@@ -156,7 +157,9 @@ class Reporting:
                 facts["row_length"] = drawn.row_length
             if self._segments and len(samples):
                 values = self._segments[drawn.segment].values
-                facts["mean_difficulty"] = float(values[samples].mean())
+                labelled = self._store.examples
+                examples = samples if labelled is None else labelled.example[samples]
+                facts["mean_difficulty"] = float(values[examples].mean())
             yield facts
 
     def _packing(self) -> Facts:

@@ -54,10 +54,14 @@ class DifficultyScores:
 
 
 class ScoreBook:
-    """The difficulties of one recipe's training samples, each metric under its file's name."""
+    """The difficulties of one recipe's training samples, each metric under its file's name.
+
+    A labelled example that is rendered in several ways has one difficulty, that of its right answer
+    in its first template.
+    """
 
     def __init__(self, config: RunConfig, prepared: PreparedData) -> None:
-        self.config, self.prepared = config, prepared
+        self.config, self.prepared = config, prepared.of_examples
         self.curriculum = _curriculum(config)
         self.specs = metric_specs(self.curriculum)
         self.folder = store_folder(config, resolve_sources(config.data)) / "difficulty"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ class PreparedData:
     """What a run is evaluated on as it goes: that of data.dev, or of fewshot.subset."""
     subset: Subset | None = None
     """What fewshot.subset has chosen; `train` and `dev` are its parts."""
+
+    @property
+    def of_examples(self) -> PreparedData:
+        """With one sample for each labelled example to train on: what curricula draw from."""
+        return replace(self, train=self.train.of_examples())
 
     @property
     def evaluated(self) -> TokenStore | None:
@@ -85,7 +90,6 @@ def divide(
     )
     train = store.select(np.flatnonzero(~is_held_out & ~is_dev))
     is_held_out &= ~is_dev
-    _check_order(config, train)
     validation = store.select(np.flatnonzero(is_held_out)) if is_held_out.any() else None
     names = tuple(source.name for source in sources)
     subset = None
@@ -167,19 +171,6 @@ def _check_sources(
         )
     if faults:
         raise DataError("\n".join(faults))
-
-
-def _check_order(config: RunConfig, train: TokenStore) -> None:
-    """DataError for orders that draw samples, where examples are what must be drawn."""
-    if train.examples is None or not train.examples.has_renderings:
-        return
-    for field, given in (("curriculum", config.curriculum), ("data.mixture", config.data.mixture)):
-        if given is not None:
-            raise DataError(
-                f"{field}: the training data has examples with several renderings (templates or "
-                f"answers), and {field} draws renderings, not examples; remove it, or give one "
-                "template and no fewshot.losses."
-            )
 
 
 def _why_dropped(facts: Audit, max_length: int) -> str:

@@ -76,7 +76,7 @@ def _report(config: RunConfig, prepared: PreparedData, say: Say) -> dict[str, An
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
     scores = find_scores(config, prepared, say)
     plan = build_step_plan(config, prepared, scores, batch.global_batch_size, say)
-    add_known_refreshes(config, plan, prepared.train.num_samples)
+    add_known_refreshes(config, plan, prepared.of_examples.train.num_samples)
     return Reporting(config, prepared, plan, scores).predicted()
 
 

@@ -10,6 +10,11 @@ from ds_train.data.store import TokenStore
 _SHOWN_ANSWERS = 8
 
 
+def example_of(store: TokenStore, sample: int) -> int:
+    """Number of the example that a sample renders; of the sample where it stands for itself."""
+    return sample if store.examples is None else int(store.examples.example[sample])
+
+
 def rendering_facts(store: TokenStore, index: int) -> dict[str, Any]:
     """Which rendering of its example a sample is; empty where there is one only."""
     examples = store.examples

@@ -20,7 +20,7 @@ from ds_train.data.parts import is_parts
 from ds_train.data.pieces import row_pieces
 from ds_train.data.share import share_of_rank
 from ds_train.data.show_episode import describe_episodes
-from ds_train.data.show_examples import rendering_facts
+from ds_train.data.show_examples import example_of, rendering_facts
 from ds_train.errors import DataError
 from ds_train.launch.world import find_world
 from ds_train.plan.batch import BatchPlan, batch_arithmetic
@@ -129,7 +129,7 @@ class StepView:
             assert self._segments is not None
             scores = self._segments.known[drawn.segment].scores
         if scores is not None:
-            facts["difficulty"] = float(scores.values[sample])
+            facts["difficulty"] = float(scores.values[example_of(self._prepared.train, sample)])
         if drawn is None:
             return facts
         group = 0
@@ -146,7 +146,7 @@ def describe_step(
     batch = batch_arithmetic(config, find_world(config.cluster).world_size)
     scores = find_scores(config, prepared)
     plan = build_step_plan(config, prepared, scores, batch.global_batch_size)
-    add_known_refreshes(config, plan, prepared.train.num_samples)
+    add_known_refreshes(config, plan, prepared.of_examples.train.num_samples)
     total = plan.total_steps(config.train)
     if not 1 <= step <= total:
         raise DataError(f"--step {step}: the run has steps 1 to {total:,}; name one of them.")

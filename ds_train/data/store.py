@@ -26,7 +26,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -335,6 +335,16 @@ class TokenStore:
         if self.examples is None or self.examples.gold.all():
             return self
         return self.select(np.flatnonzero(self.examples.gold))
+
+    def of_examples(self) -> TokenStore:
+        """One sample an example: the right answer in the first template; itself where it has that.
+
+        What is ordered by difficulty, drawn from pools and counted where examples are rendered.
+        """
+        if self.examples is None or not self.examples.has_renderings:
+            return self
+        first = self.examples.group_gold[self.examples.first_group[:-1]]
+        return replace(self.select(first), examples=None)
 
 
 def _memory_map(path: Path, dtype: str) -> np.ndarray:

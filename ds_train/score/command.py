@@ -51,6 +51,7 @@ def score_command(
     config = _load(recipe, overrides)
     prepared = prepare_data(config, say=say)
     book = ScoreBook(config, prepared)
+    prepared = book.prepared
     for spec in [spec for spec in book.specs if not spec.needs_model]:
         if book.open(spec, say) is None:
             book.make(spec, say)

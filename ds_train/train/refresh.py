@@ -20,6 +20,7 @@ from ds_train.curriculum.refresh import fingerprints_of, named_scores, segments_
 from ds_train.curriculum.scores import ScoreBook
 from ds_train.data.batch import collate, length_batches
 from ds_train.data.mix import Ints
+from ds_train.data.store import TokenStore
 from ds_train.errors import CheckpointError, quoted
 from ds_train.train.run import Run
 from ds_train.units import format_seconds
@@ -80,25 +81,25 @@ class Refresher:
 def sample_losses(run: Run) -> NDArray[np.float64]:
     """float64 [N]: mean loss of each training sample's supervised tokens under the model as it is.
 
+    Of a labelled example with several renderings: of its right answer in its first template.
     Equal on all ranks; a collective call.
     """
-    store, ranks, train = run.data.train, run.ranks, run.config.train
+    store, ranks, train = run.data.of_examples.train, run.ranks, run.config.train
     rows = train.per_device_eval_batch_size or max(train.per_device_train_batch_size, 8)
     batches = list(length_batches(store.lengths, rows * run.config.data.max_length))
     values = np.zeros(store.num_samples)
     run.engine.train_mode(False)
     for start in range(0, len(batches), ranks.world_size):
         mine = start + ranks.rank
-        losses = _mean_losses(run, batches[mine if mine < len(batches) else 0])
+        losses = _mean_losses(run, store, batches[mine if mine < len(batches) else 0])
         if mine < len(batches):
             values[batches[mine]] = losses
     run.engine.train_mode(True)
     return ranks.sum(torch.from_numpy(values)).numpy()
 
 
-def _mean_losses(run: Run, samples: Ints) -> NDArray[np.float64]:
+def _mean_losses(run: Run, store: TokenStore, samples: Ints) -> NDArray[np.float64]:
     """float64 [samples]: mean losses of samples, each alone in a row."""
-    store = run.data.train
     rows = [np.array([sample]) for sample in samples.tolist()]
     batch = collate(store, rows, **run.layout)
     losses, _ = run.engine.token_losses(batch.to(run.ranks.device))

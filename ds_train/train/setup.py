@@ -68,7 +68,7 @@ def set_up(
     start = agreed_start(config, batch, data.fingerprint, difficulty, ranks)
     plan = build_step_plan(config, data, scores, batch.global_batch_size, say)
     if (segments := segments_of(plan)) is not None:
-        resume_refreshes(paths, segments, start.refreshed, data.train.num_samples)
+        resume_refreshes(paths, segments, start.refreshed, data.of_examples.train.num_samples)
     tokenizer = open_tokenizer(config.model)
     saved_lora = paths.root / INITIAL_LORA if start.step else None
     model, initial, flatten = build_model(config, ds_config, ranks, saved_lora, say)
