@@ -82,6 +82,7 @@ def _run(args: argparse.Namespace) -> int:
         "train": _train,
         "compare": _compare,
         "fewshot": _fewshot,
+        "transfer": _transfer,
         "evaluate": _evaluate,
         "export": _export,
         "generate": _generate,
@@ -180,6 +181,15 @@ def _compare(args: argparse.Namespace) -> int:
     from ds_train.compare.run import run_comparison
 
     return run_comparison(comparison)
+
+
+def _transfer(args: argparse.Namespace) -> int:
+    from ds_train.transfer.design import plan_transfer
+
+    design = plan_transfer(args.recipe, args.overrides)  # faults are told before torch is loaded
+    from ds_train.transfer.report import transfer_command
+
+    return transfer_command(*design)
 
 
 def _fewshot(args: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_compare(commands)
     _add_fewshot(commands)
+    _add_transfer(commands)
     _add_evaluate(commands)
     _add_export(commands)
     _add_export_curriculum(commands)
@@ -177,6 +178,17 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--digits", metavar="FOLDER", help="write the bundled task there and compare on it"
     )
+
+
+def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "transfer",
+        "measure what pretraining is worth: warm start against random weights, adapters, ladders",
+        "ds-train transfer my.yaml                      what its transfer section names\n"
+        "ds-train transfer my.yaml transfer.seeds=[0,1,2,3,4]",
+    )
+    _add_recipe_arguments(parser)
 
 
 def _add_fewshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

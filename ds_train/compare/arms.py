@@ -109,11 +109,11 @@ def plan_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Compar
         raise ConfigError(tell_faults(faults, compare))
     folder = Path(base.output_dir)
     specs = partial(_spec, folder, compare, plans)
+    grids: dict[str, Sequence[float | None]] = {
+        arm: compare.rates_of(arm) or [None] for arm in plans
+    }
     runs = [
-        specs(arm, seed, rate)
-        for seed in compare.seeds
-        for arm in plans
-        for rate in compare.rates_of(arm) or [None]
+        specs(arm, seed, rate) for seed in compare.seeds for arm in plans for rate in grids[arm]
     ]
     return Comparison(folder, compare, plans, runs)
 

@@ -36,7 +36,7 @@ def markdown(
     if reach := _reach_lines(arms, compare):
         parts += [*reach, ""]
     if compare.learning_rates is not None:
-        parts += [*_rate_lines(arms, compare, results), ""]
+        parts += [*rate_lines(arms, compare, results), ""]
     parts += _notes(arms, compare, failed)
     return "\n".join(parts).rstrip() + "\n"
 
@@ -119,7 +119,7 @@ def format_millions(numbers: Spread) -> str:
     return text if numbers.sd is None else f"{text} ({numbers.sd / 1e6:.3f}M)"
 
 
-def _rate_lines(
+def rate_lines(
     arms: Sequence[ArmSummary], compare: CompareConfig, results: Sequence[RunResult]
 ) -> list[str]:
     """Every rate of the sweep, and whether the best one lies at its edge."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ds_train.config.base import Count, Section, UserPath
+from ds_train.config.base import Count, Natural, Section, UserPath
 
 Method = Literal["lora", "ia3", "prompt_tuning", "prefix_tuning", "partial", "full"]
 VIRTUAL_TOKEN_METHODS = ("prompt_tuning", "prefix_tuning")
@@ -61,6 +61,10 @@ class AdapterConfig(Section):
 
     prompt_init_text: str | None = None
     """Prompt tuning: start from the embeddings of this text instead of random ones."""
+
+    frozen_layers: Natural | Literal["all"] | None = None
+    """`partial`: so many layers from the bottom stay frozen, and the embeddings with them; `all`
+    trains the last norm and the output layer only (with the embeddings where they are one)."""
 
     trainable: list[str] = []
     """`partial`: regular expressions; a parameter trains when one is found in its name."""

@@ -159,8 +159,8 @@ class CompareConfig(Section):
     def _check_rates(cls, rates: Any, info: ValidationInfo) -> Any:
         if rates is None:
             return None
-        arms = info.data.get("arms")
-        for arm in rates if isinstance(rates, dict) and arms is not None else ():
+        arms = info.data.get("arms") or {}
+        for arm in rates if isinstance(rates, dict) and arms else ():
             if arm not in arms:
                 raise ValueError(f"{arm} {_no_such_arm(arm, arms)}")
         grids = list(rates.values()) if isinstance(rates, dict) else [rates]

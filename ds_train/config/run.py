@@ -15,6 +15,7 @@ from ds_train.config.fewshot import FewshotConfig
 from ds_train.config.model import ModelConfig
 from ds_train.config.report import ReportConfig
 from ds_train.config.train import TrainConfig
+from ds_train.config.transfer import TransferConfig
 
 
 class RunConfig(Section):
@@ -55,6 +56,9 @@ class RunConfig(Section):
 
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
+
+    transfer: TransferConfig | None = None
+    """What `ds-train transfer` measures."""
 
     compare: CompareConfig | None = None
     """Which variants of this recipe `ds-train compare` trains side by side."""

@@ -135,8 +135,8 @@ def _choose_split(data: PreparedData, split: str) -> TokenStore:
 
 def format_table(result: dict[str, Any]) -> str:
     """The numbers for people, one line per source and one for all of them."""
-    head = ("", "samples", "supervised", "loss", "perplexity", "bits/byte", "accuracy")
-    head += ("exact match",)
+    head = ["", "samples", "supervised", "loss", "perplexity", "bits/byte", "accuracy"]
+    head += ["exact match"]
     lines = [_cells(name, numbers) for name, numbers in result["sources"].items()]
     if len(lines) != 1:
         lines.append(_cells("all", result))

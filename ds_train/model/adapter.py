@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ds_train.config.adapter import AdapterConfig
 from ds_train.errors import ConfigError, ModelError, quoted, reason
+from ds_train.model.depth import freeze_below
 from ds_train.model.ia3 import choose_ia3
 from ds_train.model.write import save_tensors
 
@@ -50,7 +51,10 @@ def choose_trainable(
     if config.method == "full":
         return model
     if config.method == "partial":
-        _train_matching(model, config.trainable)
+        if config.frozen_layers is not None:
+            freeze_below(model, config.frozen_layers, tied=ties_output(model))
+        else:
+            _train_matching(model, config.trainable)
         return model
     if getattr(model, "is_quantized", False):
         from peft import prepare_model_for_kbit_training  # only where bitsandbytes is in use
@@ -90,6 +94,12 @@ def _spell_out_feedforward(model: PeftModel) -> None:
             for name in sorted(config.target_modules or ())
             if any(name == ending or name.endswith(f".{ending}") for ending in endings)
         ]
+
+
+def ties_output(model: Any) -> bool:
+    """Whether the output layer's weight is that of the embeddings."""
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
 
 
 def untied_modules(model: Any, config: AdapterConfig) -> list[str]:

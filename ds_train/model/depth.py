@@ -9,7 +9,7 @@ LoRA and IA3 parameters have the depth of the layer that they stand in.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -48,6 +48,28 @@ class Depths:
         if inside != name:
             return int(inside.split(".", 1)[0]) + 1
         return 0 if name.startswith(self._embeddings) else self.num_layers + 1
+
+
+def freeze_below(model: Any, frozen_layers: int | Literal["all"], *, tied: bool) -> None:
+    """Let only what lies above so many layers train; `all`: what comes after the last layer.
+
+    Embeddings are frozen, but where all layers are and the output layer's weight is theirs (`tied`)
+    they train as the output layer.
+
+    Raises ConfigError where the model has fewer layers.
+    """
+    setting = "adapter.frozen_layers"
+    depths = Depths(model, config=model.config, setting=setting)
+    num_layers = depths.num_layers
+    frozen = num_layers if frozen_layers == "all" else frozen_layers
+    if frozen > num_layers:
+        raise ConfigError(
+            f"{setting} = {frozen}: the model has {num_layers} layers; give at most so many."
+        )
+    for name, parameter in model.named_parameters():
+        depth = depths.of(name)
+        is_output = tied and frozen == num_layers and depth == 0
+        parameter.requires_grad_(depth > frozen or is_output)
 
 
 def lr_scale(depth: int, num_layers: int, decay: float) -> float:

@@ -21,6 +21,7 @@ _FREE = {
     "checkpoint",
     "evaluate",
     "compare",
+    "transfer",
     "model.attn_implementation",
     "model.gradient_checkpointing",
     "data.cache_dir",

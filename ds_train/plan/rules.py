@@ -37,6 +37,7 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "feedforward_modules": ("ia3",),
     "prompt_init_text": ("prompt_tuning",),
     "trainable": ("partial",),
+    "frozen_layers": ("partial",),
     "path": PEFT_METHODS,
 }
 
@@ -81,10 +82,15 @@ def _method_settings(config: RunConfig) -> Iterator[str]:
             f"adapter.{field}: adapter.method = {adapter.method} has no use for it (only "
             f"{', '.join(methods)}); remove it or change the method."
         )
-    if adapter.method == "partial" and not adapter.trainable:
+    if adapter.trainable and adapter.frozen_layers is not None:
+        yield (
+            "adapter.trainable with adapter.frozen_layers: both say which parameters train; remove "
+            "one of them."
+        )
+    if adapter.method == "partial" and not adapter.trainable and adapter.frozen_layers is None:
         yield (
             "adapter.trainable is empty: adapter.method = partial trains the parameters whose "
-            "names match; give regular expressions, e.g. [layers\\.11\\.]."
+            "names match; give regular expressions, e.g. [layers\\.11\\.], or frozen_layers."
         )
 
 

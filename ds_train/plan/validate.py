@@ -100,6 +100,8 @@ def describe_adapter(config: RunConfig) -> str:
         return f"adapter of {adapter.path}"
     if adapter.method == "full":
         return "all parameters"
+    if adapter.method == "partial" and adapter.frozen_layers is not None:
+        return f"what lies above {adapter.frozen_layers} layers"
     if adapter.method == "partial":
         return f"parameters matching {', '.join(adapter.trainable)}"
     if adapter.method == "lora":

@@ -44,10 +44,13 @@ def judge(
             "it; choose loss."
         )
     sign = -1.0 if metric in _HIGHER_IS_BETTER else 1.0
-    field = "best_loss" if metric == "loss" else "best_value"
-    before = getattr(facts, field)
+    before = facts.best_loss if metric == "loss" else facts.best_value
     best = not math.isnan(value) and (before is None or sign * value < sign * before)
-    facts = replace(facts, evaluated_step=facts.step, **({field: value} if best else {}))
+    facts = replace(facts, evaluated_step=facts.step)
+    if best and metric == "loss":
+        facts = replace(facts, best_loss=value)
+    elif best:
+        facts = replace(facts, best_value=value)
     if early is None:
         return facts, best
     last = facts.improved_value
