@@ -77,7 +77,7 @@ def generate_texts(
         InputError: no room for a single token of prompt.
     """
     kept = [_cut(prompt, max_length) for prompt in prompts]
-    batches = list(_batches(kept, prompts, batch_tokens))
+    batches = list(_batches(kept, prompts, batch_tokens, padded=not _has_virtual_tokens(model)))
     share = range(len(batches)) if sharded else range(ranks.rank, len(batches), ranks.world_size)
     found: dict[int, str] = {}
     with _own_config(model, device):
@@ -104,10 +104,19 @@ def _cut(prompt: Prompt, max_length: int) -> list[int]:
     return list(prompt.ids)[-room:]
 
 
+def _has_virtual_tokens(model: Any) -> bool:
+    """Prompt or prefix tuning: PEFT numbers positions itself there, padding included."""
+    peft = getattr(model, "peft_config", {}).values()
+    return any(getattr(one, "num_virtual_tokens", None) for one in peft)
+
+
 def _batches(
-    rows: Sequence[Sequence[int]], prompts: Sequence[Prompt], batch_tokens: int
+    rows: Sequence[Sequence[int]], prompts: Sequence[Prompt], batch_tokens: int, *, padded: bool
 ) -> Iterator[list[int]]:
-    """Numbers of the prompts of each batch: of the same settings, the longest first."""
+    """Numbers of the prompts of each batch: of the same settings, the longest first.
+
+    Without padding, all of them have the same length too.
+    """
     by_settings: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
         by_settings.setdefault(prompt.settings.key, []).append(number)
@@ -115,7 +124,9 @@ def _batches(
         new = prompts[numbers[0]].settings.max_new_tokens
         batch: list[int] = []
         for number in sorted(numbers, key=lambda number: (-len(rows[number]), number)):
-            if batch and (len(batch) + 1) * (len(rows[batch[0]]) + new) > batch_tokens:
+            longest = len(rows[batch[0]]) if batch else 0
+            too_many = (len(batch) + 1) * (longest + new) > batch_tokens
+            if batch and (too_many or (not padded and len(rows[number]) < longest)):
                 yield batch
                 batch = []
             batch.append(number)
