@@ -39,7 +39,9 @@ class Depths:
         # lists inside a layer (experts, heads) can be as long as the list of layers around them
         self._layers = min(lists, key=lambda name: name.count("."))
         self._embeddings = tuple(
-            f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Embedding)
+            f"{name.removesuffix('.base_layer')}."
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding)
         )
 
     def of(self, name: str) -> int:
