@@ -120,13 +120,4 @@ class TransferConfig(Section):
     def _fits(self) -> TransferConfig:
         if self.sizes and self.samples:
             raise ValueError("give sizes or samples, not both")
-        if self.random_sizes and RANDOM not in self.arms:
-            raise ValueError(f"random_sizes: the arm {RANDOM} is not among the arms")
-        if self.random_sizes and not (self.sizes or self.samples):
-            raise ValueError("random_sizes without sizes: all data is taken, and there is no more")
-        for arm, wants in (("replay", self.replay), ("l2_sp", self.l2_sp)):
-            if arm in self.arms and wants is None and not self.arms[arm]:
-                raise ValueError(f"the arm {arm} wants transfer.{arm}")
-            if wants is not None and arm not in self.arms:
-                raise ValueError(f"{arm} is given, and the arm {arm} is not among the arms")
         return self

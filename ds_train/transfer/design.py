@@ -9,13 +9,13 @@ and early stopping are the recipe's. Within a seed all random arms start from th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ds_train.compare.arms import Comparison, plan_comparison
-from ds_train.config.data import SourceConfig
+from ds_train.config.data import DataConfig, SourceConfig
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.config.transfer import RANDOM, WARM, TransferConfig, frozen_layers
@@ -110,20 +110,41 @@ def _missing(base: RunConfig) -> list[str]:
     names = [source.shown_name for source in data.train]
     if len(set(names)) < len(names):
         faults.append("data.train: two sources have the same name; give each a name of its own.")
-    replay = None if base.transfer is None else base.transfer.replay
-    if replay is not None and base.transfer is not None:
-        replayed = {_files(one) for one in replay.sources}
-        if shared := [one for one in base.transfer.source if _files(one) in replayed]:
-            faults.append(
-                f"transfer.replay and transfer.source both have {shared[0].shown_name}: what is "
-                "trained on says nothing about forgetting; hold some of it out."
-            )
-    if replay is not None and data.mixture is not None:
-        faults.append(
+    assert base.transfer is not None
+    return [*faults, *_unfit(base.transfer), *_replay_faults(base.transfer, base.data)]
+
+
+def _unfit(transfer: TransferConfig) -> Iterator[str]:
+    """Settings of arms that are not there, and arms without the settings that they want."""
+    if transfer.random_sizes and RANDOM not in transfer.arms:
+        yield f"transfer.random_sizes: {RANDOM} is not among transfer.arms; add it."
+    if transfer.random_sizes and not (transfer.sizes or transfer.samples):
+        yield "transfer.random_sizes without sizes: all data is taken, and there is no more."
+    for arm, example in (
+        ("replay", "{sources: [{path: stories.txt}], share: 0.1}"),
+        ("l2_sp", "0.01"),
+    ):
+        given = getattr(transfer, arm)
+        if arm in transfer.arms and given is None and not transfer.arms[arm]:
+            yield f"transfer.arms has {arm}, which wants transfer.{arm}, e.g. {example}."
+        if given is not None and arm not in transfer.arms:
+            yield f"transfer.{arm}: {arm} is not among transfer.arms; add it."
+
+
+def _replay_faults(transfer: TransferConfig, data: DataConfig) -> Iterator[str]:
+    if transfer.replay is None:
+        return
+    replayed = {_files(one) for one in transfer.replay.sources}
+    if shared := [one for one in transfer.source if _files(one) in replayed]:
+        yield (
+            f"transfer.replay and transfer.source both have {shared[0].shown_name}: what is "
+            "trained on says nothing about forgetting; hold some of it out."
+        )
+    if data.mixture is not None:
+        yield (
             "transfer.replay with data.mixture: the arm replay makes a mixture of its own; remove "
             "one of them."
         )
-    return faults
 
 
 def _files(source: SourceConfig) -> str:
