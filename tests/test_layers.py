@@ -49,6 +49,7 @@ LAYERS: dict[str, int] = {
     "ds_train.evaluate.requests": 2,
     "ds_train.evaluate.sharing": 3,
     "ds_train.evaluate.scorer": 5,
+    "ds_train.evaluate.task_files": 2,
     "ds_train.evaluate.task_list": 5,
     "ds_train.evaluate.task_model": 5,
     "ds_train.evaluate.task_options": 5,

@@ -25,7 +25,7 @@ from ds_train.evaluate.scored_target import (
     say_on_stderr,
     silent,
 )
-from ds_train.evaluate.task_list import open_tasks
+from ds_train.evaluate.task_list import check_pools, open_tasks
 from ds_train.evaluate.task_model import TaskModel
 from ds_train.evaluate.tasks import TaskResult, TaskSettings, format_results, run_tasks
 
@@ -57,7 +57,7 @@ def evaluate_tasks_command(
 
     def check() -> None:
         find_target(target.target, target.checkpoint, target.base)
-        open_tasks(settings.tasks, settings.task_path)
+        _open(settings)
 
     def work(ranks: Ranks) -> None:
         _evaluate(target, settings, ranks, output)
@@ -73,7 +73,7 @@ def _evaluate(
     """The evaluation in this process; the first rank prints and writes."""
     say = say_on_stderr if ranks.is_main else silent
     began = time.monotonic()
-    loaded = open_tasks(settings.tasks, settings.task_path)
+    loaded = _open(settings)
     found = find_target(target.target, target.checkpoint, target.base)
     model = task_model(found, target, ranks, say)
     results = run_tasks(loaded, settings, model, say)
@@ -83,6 +83,14 @@ def _evaluate(
             seconds = time.monotonic() - began
             write_results(Path(output), found, target, settings, ranks, results, seconds)
     return results
+
+
+def _open(settings: TaskSettings) -> dict[str, Any]:
+    """The tasks; what is wrong with them is known before a model is loaded."""
+    loaded = open_tasks(settings.tasks, settings.task_path)
+    for shots in settings.shots:
+        check_pools(loaded, shots)
+    return loaded
 
 
 def task_model(found: Target, target: ScoredTarget, ranks: Ranks, say: Say) -> TaskModel:

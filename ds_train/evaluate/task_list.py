@@ -1,8 +1,6 @@
 """lm_eval's tasks by name, from its own collection or from YAML files of the user's.
 
-A relative path in a task's `data_files` is looked for beside its YAML file, then in the folder
-above (`tasks/` beside `data/`), then in the working folder, where lm_eval itself would look; the
-first that is there counts. Every fault of a task is one message that names it.
+Every fault of a task is one message that names it.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import importlib.util
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,13 +19,13 @@ import numpy as np
 
 from ds_train.config.run import RunConfig
 from ds_train.errors import ConfigError, DataError, DsTrainError, quoted, reason
+from ds_train.evaluate.task_files import with_data_files
 
 MISSING = (
     "evaluation tasks need the package lm_eval, which is not installed; pip install "
     "'ds-train[eval]' or leave them out."
 )
 _PYTHON_SEED, _NUMPY_SEED = 0, 1234  # lm_eval's own, for tasks that shuffle while they load
-_REMOTE = "://"
 
 
 def is_installed() -> bool:
@@ -124,17 +122,17 @@ def _match(names: Sequence[str], manager: Any) -> tuple[list[str], list[str]]:
 
 def _unknown(name: str, manager: Any, task_path: str | Path | None) -> str:
     """One message about a task that is not there; why, if a file of the folder can't be read."""
-    where = "" if task_path is None else f", neither in {quoted(task_path)}"
+    where = "" if task_path is None else f", nor in {quoted(task_path)}"
     text = f"tasks: {quoted(name)}: no such task of lm_eval{where}"
-    if near := get_close_matches(name, manager.all_tasks, n=1, cutoff=0.6):
-        return f"{text}. Did you mean {near[0]}?"
+    own = [] if task_path is None else _manager(task_path, include_defaults=False).all_tasks
+    if task_path is not None and (broken := _unreadable(Path(task_path))):
+        return f"{text}; {broken[0]}"
+    for names in (own, manager.all_tasks):
+        if near := get_close_matches(name, names, n=1, cutoff=0.6):
+            return f"{text}. Did you mean {near[0]}?"
     if task_path is None:
         return f"{text}; a folder of your own YAML files is given by task_path (--task-path DIR)."
-    if broken := _unreadable(Path(task_path)):
-        return f"{text}; {broken[0]}"
-    return (
-        f"{text}; that folder has {_some(_manager(task_path, include_defaults=False).all_tasks)}."
-    )
+    return f"{text}; that folder has {_some(own)}."
 
 
 def _some(names: Sequence[str]) -> str:
@@ -176,33 +174,6 @@ def _manager(task_path: str | Path | None, include_defaults: bool) -> Any:
     return manager
 
 
-def with_data_files(config: dict[str, Any], yaml_path: Path | None) -> dict[str, Any]:
-    """A task's configuration whose local data files are absolute paths; DataError without one."""
-    kwargs = config.get("dataset_kwargs") or {}
-    files = kwargs.get("data_files")
-    if files is None or yaml_path is None:
-        return config
-    folder = Path(yaml_path).resolve().parent
-    places = [folder, folder.parent, Path.cwd()]
-    found = _resolve(files, places, str(config.get("task")))
-    return {**config, "dataset_kwargs": {**kwargs, "data_files": found}}
-
-
-def _resolve(files: Any, places: list[Path], task: str) -> Any:
-    if isinstance(files, Mapping):
-        return {split: _resolve(one, places, task) for split, one in files.items()}
-    if isinstance(files, list | tuple):
-        return [_resolve(one, places, task) for one in files]
-    text = str(Path(str(files)).expanduser()) if str(files).startswith("~") else str(files)
-    if _REMOTE in text or Path(text).is_absolute():
-        return text
-    for place in places:
-        if any(place.glob(text)):
-            return str(place / text)
-    looked = ", ".join(quoted(place) for place in dict.fromkeys(places))
-    raise DataError(f"task {task}: data_files: {quoted(text)} is in none of {looked}.")
-
-
 def _load(manager: Any, names: Sequence[str]) -> dict[str, Any]:
     """All tasks of the names, with their data."""
     loaded: list[Any] = []
@@ -240,6 +211,10 @@ def _name_faults(name: str, task: Any) -> None:
 def _said(error: Exception) -> str:
     """What an error says, with its kind where that alone says little."""
     text = reason(error)
+    if isinstance(error, KeyError):
+        return f"there is no {text}"
+    if type(error).__name__ == "UndefinedError":  # of jinja2
+        return f"a template asks for a column that is not there: {text}"
     return text if " " in text else f"{type(error).__name__}: {text}"
 
 

@@ -130,14 +130,14 @@ class TaskModel(LM):  # type: ignore[misc]
         """A candidate that can't be scored is named by its task and document."""
         for request, ids in zip(requests, encoded, strict=True):
             length, longest = len(ids.continuation), self.max_length
-            if 0 < length <= longest:
+            text = request.args[1]
+            if 0 < length <= longest and text.strip(" "):
                 continue
             where = f"task {request.task_name}, document {request.doc_id}"
-            text = request.args[1]
-            if length == 0:
+            if length <= longest:
                 raise DataError(
-                    f"{where}: a candidate answer has no tokens ({text!r}); give it a text, or "
-                    "leave the document out."
+                    f"{where}: a candidate answer is empty; give it a text, or leave the document "
+                    "out."
                 )
             raise DataError(
                 f"{where}: a candidate answer has {length:,} tokens, and the model reads at most "
