@@ -57,8 +57,8 @@ def describe_rendering(sample: dict[str, Any]) -> Iterator[str]:
     if "template" in sample:
         yield f"template {sample['template']} of {sample['of_templates']}"
     if "right" in sample:
-        which = "right" if sample["right"] else "wrong"
-        yield f"the {which} one of {sample['of_answers']:,} answers"
+        which = "the right" if sample["right"] else "a wrong"
+        yield f"{which} one of {sample['of_answers']:,} answers"
 
 
 def list_wrong_answers(sample: dict[str, Any]) -> str | None:

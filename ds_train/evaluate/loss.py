@@ -82,8 +82,14 @@ def evaluate_command(
     ranked = None
     if config.evaluate.rank_classification:
         scorer = RequestScorer(language_model, Ranks(0, 0, 1), max_length=config.data.max_length)
-        most = {"max_examples": max_samples, "progress": "rank"}
-        ranked = rank_examples(scorer, part, data.source_names, part=f"the {split} data", **most)
+        ranked = rank_examples(
+            scorer,
+            part,
+            data.source_names,
+            part=f"the {split} data",
+            max_examples=max_samples,
+            progress="rank",
+        )
         add_ranks(result, ranked)
     result["seconds"] = round(time.monotonic() - started, 3)
     for text in tables(result, format_table) if "shots" in result else [format_table(result)]:

@@ -232,7 +232,7 @@ class Loop:
         began = time.perf_counter()
         result = evaluate_batches(run.engine, run.build_validation(), run.data.evaluated)
         shares = run.rank() if run.config.evaluate.rank_classification else {}
-        numbers = {
+        numbers: dict[str, Any] = {
             "loss": result.loss,
             "perplexity": math.exp(min(result.loss, 700.0)),
             "bits_per_byte": result.bits_per_byte,
