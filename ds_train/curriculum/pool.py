@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,23 +99,31 @@ def difficulty_order(
 ) -> NDArray[np.uint32]:
     """Indices from the easiest to the hardest; without values, or where equal, in keyed order.
 
-    One sort in place of 8 bytes a sample: the difficulty's bits above the scrambled index.
+    One sort in place of 8 bytes a sample: the difficulty's bits above the scrambled index. The
+    indices then take the place of the keys, so that nothing else of this size is ever made.
     """
     scramble = Scramble(seed, f"ties/{name}")
     keys = np.empty(num_samples, dtype=np.uint64)
-    step = 1 << 20  # stretches, so that no more than `keys` lies in memory at once
-    for start in range(0, num_samples, step):
-        stop = min(num_samples, start + step)
+    for start, stop in _stretches(num_samples):
         keys[start:stop] = scramble(np.arange(start, stop, dtype=np.uint32))
         if values is not None:
             high = _rising_bits(values[start:stop]).astype(np.uint64) << np.uint64(32)
             keys[start:stop] |= high
     keys.sort()
-    order = np.empty(num_samples, dtype=np.uint32)
+    order = keys.view(np.uint32)
+    for start, stop in _stretches(num_samples):
+        # what is written lies before what is still to be read
+        order[start:stop] = scramble.undo(keys[start:stop].astype(np.uint32))  # the low half
+    del order
+    keys.resize((num_samples + 1) // 2)  # gives the other half back
+    return keys.view(np.uint32)[:num_samples]
+
+
+def _stretches(num_samples: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of stretches so short that arrays of their size cost nothing."""
+    step = 1 << 20
     for start in range(0, num_samples, step):
-        part = keys[start : start + step].astype(np.uint32)  # the low half
-        order[start : start + step] = scramble.undo(part)
-    return order
+        yield start, min(num_samples, start + step)
 
 
 def _rising_bits(values: Floats) -> NDArray[np.uint32]:
@@ -130,10 +139,16 @@ def stratified(values: Floats, strata: NDArray[np.integer], seed: int) -> Floats
     A pool over these holds the same share of every stratum.
     """
     order = difficulty_order(values, len(values), seed, "strata")
-    by_stratum = order[np.argsort(strata[order], kind="stable")]
     result = np.empty(len(values), dtype=np.float32)
-    stop = 0
-    for count in np.bincount(strata).tolist():
-        start, stop = stop, stop + count
-        result[by_stratum[start:stop]] = (np.arange(count, dtype=np.float32) + 0.5) / max(1, count)
+    counts = np.bincount(strata)
+    before = np.zeros_like(counts)  # samples of each stratum in the stretches before
+    for start, stop in _stretches(len(values)):
+        here = order[start:stop]
+        here = here[np.argsort(strata[here], kind="stable")]
+        stratum = strata[here]
+        in_stretch = np.bincount(stratum, minlength=len(counts))
+        first = before - (np.cumsum(in_stretch) - in_stretch)
+        place = (np.arange(len(here)) + first[stratum]).astype(np.float32)
+        result[here] = (place + np.float32(0.5)) / counts[stratum].astype(np.float32)
+        before += in_stretch
     return result
