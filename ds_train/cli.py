@@ -193,6 +193,12 @@ def _transfer(args: argparse.Namespace) -> int:
 
 
 def _fewshot(args: argparse.Namespace) -> int:
+    if args.demo is not None:
+        from ds_train.compare.kinds_demo import fewshot_demo
+
+        return fewshot_demo(Path(args.demo), [args.recipe, *args.overrides])
+    if args.recipe is None:
+        raise ConfigError("ds-train fewshot: name a recipe, or --demo FOLDER; see --help.")
     from ds_train.compare.kshot import fewshot_command, parse_seeds, parse_shots
 
     return fewshot_command(

@@ -197,9 +197,16 @@ def _add_fewshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "fewshot",
         "train a recipe, or the arms of its compare section, on k examples of each class",
         "ds-train fewshot my.yaml --k 4,16,64 --seeds 5\n"
-        "ds-train fewshot my.yaml --k 16 --seeds 13,21,42,87,100",
+        "ds-train fewshot my.yaml --k 16 --seeds 13,21,42,87,100\n"
+        "ds-train fewshot --demo runs/demo              on a task of our own making, from nothing",
     )
-    _add_recipe_arguments(parser)
+    parser.add_argument("recipe", nargs="?", help="the YAML file of the run")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help=_OVERRIDES
+    )
+    parser.add_argument(
+        "--demo", metavar="FOLDER", help="write the bundled task there and show what is gained"
+    )
     parser.add_argument(
         "--k", default="4,16,64", metavar="K,...", help="examples of each class (default 4,16,64)"
     )
