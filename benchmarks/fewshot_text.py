@@ -25,7 +25,7 @@ import yaml
 from curriculum_text import SHARED, write
 
 SHOTS, SEEDS = "4,16,64", "5"
-MAX_STEPS, BATCH = 200, 8
+MAX_STEPS, BATCH = 100, 8
 NUM_INTENTS = 10
 """The first ones by name: all 77 candidates of each example would take too long here."""
 NUM_TEST = {"mr": 100, "banking77": 10}
