@@ -167,7 +167,8 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
         "transfer",
         {"transfer": {"arms": {"warm": {"data.limit.bytes": 4}}}},
         [
-            "transfer.arms: arm warm sets data.limit.bytes, which no arm can: transfer.sizes says it for all arms (my.yaml, line 25)."
+            "transfer.arms: arm warm sets data.limit.bytes, which no arm can: transfer.sizes says "
+            "it for all arms (my.yaml, line 25)."
         ],
     ),
     (
