@@ -59,7 +59,7 @@ class TaskOptions:
         calibration: str | Sequence[str] | None = None,
         normalise: str | Sequence[str] | None = None,
     ) -> TaskOptions:
-        """From what the user wrote: names, or several with commas between them.
+        """From the options of the command line: names, or several with commas between them.
 
         Raises:
             ConfigError: every name that there is not, with the nearest.
@@ -72,7 +72,7 @@ class TaskOptions:
             try:
                 return parse(value)
             except ValueError as error:
-                faults.append(f"{field} = {value}: {error}")
+                faults.append(f"--{field} {value}: {error}")
                 return default
 
         shown = read("demonstrations", demonstrations, parse_demonstrations, None)
