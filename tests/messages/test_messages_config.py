@@ -120,7 +120,8 @@ CASES: list[tuple[str, str, str]] = [
         "  - path: org/data",
         "  - path: org/data\n    format: openai",
         'data.train[0].format = "openai": must be one of messages, sharegpt, alpaca, '
-        "prompt_completion, question_answer, text, classification (my.yaml, line 6).",
+        "prompt_completion, question_answer, text, classification, multiple_choice (my.yaml, "
+        "line 6).",
     ),
     (
         "model: {name_or_path: org/model}",
