@@ -76,7 +76,9 @@ def _best_fit(lengths: NDArray[np.integer], max_length: int) -> Ints:
     shift = len(lengths)
     # Open rows as room x shift + row: sorted by room, the oldest row first where room is equal.
     rooms: list[int] = []
-    openers, rows, counts = [], [], []  # place of each row's first sample; rows that took some
+    openers: list[int] = []  # place of each row's first sample
+    rows: list[int] = []  # that took some, one after another
+    counts: list[int] = []  # how many
     for place, stop, length in zip(
         borders[:-1].tolist(), borders[1:].tolist(), in_order[borders[:-1]].tolist(), strict=True
     ):
