@@ -65,5 +65,5 @@ def test_json_names_the_rendering(config: RunConfig) -> None:
 def test_a_step_says_which_answer_is_right(config: RunConfig) -> None:
     heads = [line.strip() for line in shown(config, step=1) if "sample" in line and "row" in line]
     right = [head for head in heads if head.endswith("the right one of 12 answers")]
-    wrong = [head for head in heads if head.endswith("the wrong one of 12 answers")]
+    wrong = [head for head in heads if head.endswith("a wrong one of 12 answers")]
     assert right and len(wrong) == 11 * len(right)
