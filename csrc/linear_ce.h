@@ -33,12 +33,17 @@ void amx_end();
 void amx_gemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, float *c,
               bool accumulate, const Ahead &ahead);
 
+constexpr int64_t kSumLanes = 16;
+
 // Where the bf16 result of a tile goes; null = nowhere.
 struct TileOutput {
   Bf16 *by_column;  // [columns, tokens]: A of the product for grad_weight
   int64_t column_stride;
   Bf16 *by_token;  // [tokens, columns]: A of the product for grad_hidden
   int64_t token_stride;
+  // Sums over tokens for grad_bias, added up before anything is rounded: [columns, kSumLanes].
+  float *column_sums = nullptr;
+  const float *coefficient = nullptr;  // of the tile's tokens in those sums; null = 1
 };
 
 // Logits of one slab for one panel of tokens, [padded][32] floats.
@@ -70,9 +75,7 @@ void gradient_tile(const Tile &, const TokenGradients &, int64_t first_token, co
 // [columns, tokens] bf16 times a factor per token, in place.
 void scale_columns(Bf16 *by_column, int64_t columns, int64_t column_stride, int64_t tokens,
                    const float *factor);
-// Sum over tokens of by_column times the token's coefficient, per column.
-void sum_columns(const Bf16 *by_column, int64_t columns, int64_t column_stride, int64_t tokens,
-                 const float *coefficient, float *out);
+void add_up_lanes(const float *column_sums, int64_t columns, float *out);  // out [columns]
 
 // B = x^T for the logits: out [dims/2][32 tokens][2], tokens and dims beyond the end zero.
 void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out);

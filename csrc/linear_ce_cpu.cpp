@@ -109,6 +109,7 @@ void LinearRun::allocate() {
   for (Scratch &s : scratch_) {
     s.z.make(arena_, (grad_weight_ ? kPanelsStored : 1) * kSlab * kPanel);
     s.weight.make(arena_, kSlab * weight_copy_stride_);
+    if (grad_weight_ && call_.grad_bias) s.column_sums.make(arena_, kSlab * kSumLanes);
     if (grad_weight_) s.by_column.make(arena_, kSlab * by_column_stride_);
   }
   hidden_logits_.make(arena_, n * padded_dim_);

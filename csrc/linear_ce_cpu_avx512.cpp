@@ -50,8 +50,14 @@ template <class Value>
 inline __attribute__((always_inline)) void write_block(const TileOutput &out, int64_t column,
                                                        int64_t token, Value value) {
   __m512i pairs[16];
+  const F coefficient = out.coefficient ? vec::load(out.coefficient + token) : vec::set(1.0f);
   for (int i = 0; i < 16; ++i) {
     const F first = value(column + 2 * i), second = value(column + 2 * i + 1);
+    if (out.column_sums) {
+      float *sums = out.column_sums + (column + 2 * i) * kSumLanes;
+      vec::store(sums, vec::load(sums) + first * coefficient);
+      vec::store(sums + kSumLanes, vec::load(sums + kSumLanes) + second * coefficient);
+    }
     const __m512i pair = to_bf16(first, second);
     if (out.by_column) store_columns(out, column + 2 * i, token, pair);
     if (out.by_token) pairs[i] = interleave(pair);

@@ -1,9 +1,9 @@
 // Where the exponentials of the fused linear kernel wait for grad_weight.
 //
 // Those of the first tokens lie in the gradient's own memory, which holds nothing else before the
-// slab's gradient is written, and that is after they were read. It has room for about as many tokens
-// as there are hidden dimensions. The next ones lie in a buffer of logits_bytes; what is left is
-// computed again.
+// slab's gradient is written, and that is after they were read. It has room for about as many
+// tokens as there are hidden dimensions. The next ones lie in a buffer of logits_bytes; the others
+// are computed again.
 #if defined(__x86_64__)
 #include <cstring>
 
@@ -31,9 +31,11 @@ void LinearRun::prepare_grad_weight() {
   });
 }
 
-// How many tokens are kept where. Strides whose multiples fall on the same lines of the cache are
-// left out, as in spread().
+// How many tokens are kept where. None for grad_bias: it is the sum of what isn't rounded yet, and
+// would be a thousand times less exact from what was kept. Strides whose multiples fall on the same
+// lines of the cache are left out, as in spread().
 void LinearRun::share_out_tokens() {
+  if (call_.grad_bias) return;
   if (call_.grad_weight) {
     const int64_t room = round_down(
         call_.grad_weight_dtype == DS_TRAIN_FP32 ? 2 * dim_ : dim_, kPanel);
@@ -70,6 +72,8 @@ TileOutput LinearRun::kept_output(const Slab &s, int64_t token) const {
 
 // All exponentials of a slab, relative to the final references, in scratch.by_column.
 void LinearRun::gather(const Slab &s, Scratch &scratch) {
+  if (scratch.column_sums)
+    std::fill_n(static_cast<float *>(scratch.column_sums), kSlab * kSumLanes, 0.0f);
   int64_t done = 0;
   for (const Kept &kept : {kept_in_gradient(s), kept_in_buffer(s)}) {
     if (kept.tokens == 0) continue;
@@ -90,6 +94,15 @@ void LinearRun::gather(const Slab &s, Scratch &scratch) {
   compute_again(s, done / kPanel, token_panels_, scratch);
 }
 
+// Where a tile's part of the gradient of a slab goes.
+TileOutput LinearRun::gradient_output(int64_t panel, Scratch &scratch) const {
+  TileOutput out{scratch.by_column + panel * kPanel, by_column_stride_, nullptr, 0};
+  if (!call_.grad_bias) return out;
+  out.column_sums = scratch.column_sums;
+  if (!exact_) out.coefficient = coefficient_ + panel * kPanel;
+  return out;
+}
+
 void LinearRun::compute_again(const Slab &s, int64_t first_panel, int64_t last_panel,
                               Scratch &scratch) {
   if (first_panel == last_panel) return;
@@ -100,7 +113,7 @@ void LinearRun::compute_again(const Slab &s, int64_t first_panel, int64_t last_p
     hide_targets(s, panel, t.z);
     std::memcpy(reference, reference_ + panel * kPanel, sizeof reference);
     exponentiate_tile(t, max, reference, sum, nullptr,
-                      {scratch.by_column + panel * kPanel, by_column_stride_, nullptr, 0});
+                      gradient_output(panel, scratch));
   });
 }
 

@@ -11,15 +11,8 @@ void scale_columns(Bf16 *x, int64_t columns, int64_t stride, int64_t tokens, con
       vec::to_bf16(x + j * stride + t, vec::from_bf16(x + j * stride + t) * vec::load(factor + t));
 }
 
-void sum_columns(const Bf16 *x, int64_t columns, int64_t stride, int64_t tokens,
-                 const float *coefficient, float *out) {
-  for (int64_t j = 0; j < columns; ++j) {
-    F total{};
-    for (int64_t t = 0; t < tokens; t += 16)
-      total += vec::from_bf16(x + j * stride + t) *
-               (coefficient ? vec::load(coefficient + t) : vec::set(1.0f));
-    out[j] = vec::sum(total);
-  }
+void add_up_lanes(const float *column_sums, int64_t columns, float *out) {
+  for (int64_t j = 0; j < columns; ++j) out[j] = vec::sum(vec::load(column_sums + j * kSumLanes));
 }
 
 void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out) {

@@ -62,7 +62,7 @@ class LinearRun {
 
  private:
   struct Scratch {  // of one thread
-    Buffer<float> z;
+    Buffer<float> z, column_sums;
     Buffer<Bf16> weight, by_column;
   };
   struct Slab {
@@ -134,6 +134,7 @@ class LinearRun {
   Kept kept_in_buffer(const Slab &) const;
   TileOutput kept_output(const Slab &, int64_t token) const;
   void gather(const Slab &, Scratch &);
+  TileOutput gradient_output(int64_t panel, Scratch &) const;
   void compute_again(const Slab &, int64_t first_panel, int64_t last_panel, Scratch &);
   void write_grad_weight(const Slab &, const Bf16 *by_column, Scratch &);
   void store_grad_weight(const Slab &, int64_t first_panel, const float *c);

@@ -65,8 +65,7 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
   }
   if (!call_.grad_bias) return;
   float *bias = call_.grad_bias + s.first;
-  sum_columns(by_column, s.columns, by_column_stride_, padded_tokens_,
-              exact_ ? nullptr : static_cast<const float *>(coefficient_), bias);
+  add_up_lanes(scratch.column_sums, s.columns, bias);
   for (auto e = begin; e != end; ++e) bias[e->column] += target_gradient_[e->token];
   for (int64_t j = 0; rank_one_ && j < s.columns; ++j)
     bias[j] += class_weight_of(s.first + j) * logit_sum_gradient_total_;
@@ -121,13 +120,15 @@ void LinearRun::exact_pass() {
 
 void LinearRun::exact_slab(const Group &g, const Slab &s, Scratch &scratch) {
   const Tile t = tile(s, scratch);
+  if (scratch.column_sums)
+    std::fill_n(static_cast<float *>(scratch.column_sums), kSlab * kSumLanes, 0.0f);
   logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
     const int64_t token = panel * kPanel;
     float max[kPanel];
     transform_tile(t, max, nullptr);
     hide_targets(s, panel, t.z);
     TileOutput out{};
-    if (grad_weight_) out = {scratch.by_column + token, by_column_stride_, nullptr, 0};
+    if (grad_weight_) out = gradient_output(panel, scratch);
     if (grad_hidden_) {
       out.by_token = g.exponentials + token * by_token_stride_ + (s.index - g.begin) * kSlab;
       out.token_stride = by_token_stride_;

@@ -1,5 +1,6 @@
 """The CPU kernel in bf16 keeps exponentials for the weight's gradient in up to three ways at once:
-in the gradient's memory, in a buffer, or not at all; and its threads share all work by a list.
+in the gradient's memory, in a buffer, or not at all; for the bias's gradient it keeps none. Its
+threads share all work by a list.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from loss_cases import Outcome, Subject, check, error, fused, make_inputs
+from loss_cases import Outcome, Subject, changed, check, error, fused, make_inputs, truth
 
 MANY_THREADS = 4
 PROBLEMS = 60
@@ -54,8 +55,21 @@ def threads() -> Iterator[None]:
 def test_wherever_exponentials_are_kept(
     own_gemms: Subject, n: int, d: int, v: int, spread: float, chunk_bytes: int
 ) -> None:
-    inputs = make_inputs(n, d, v, torch.bfloat16, masked=0, spread=spread, bias=True)
+    inputs = make_inputs(n, d, v, torch.bfloat16, masked=0, spread=spread)
     check(own_gemms, inputs, extra={"chunk_bytes": chunk_bytes}, slack=2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"z_loss": 0.1}, {"softcap": 5.0}])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_grad_bias_sums_what_is_not_rounded(
+    own_gemms: Subject, settings: dict[str, float], smoothing: float
+) -> None:
+    """A bias in fp32 gets a gradient as exact as fp32, though the logits' is rounded to bf16."""
+    inputs = make_inputs(90, 64, 700, torch.bfloat16, spread=2.0)
+    inputs = changed(inputs, bias=torch.randn(700, generator=torch.Generator().manual_seed(0)))
+    settings = {**settings, "label_smoothing": smoothing}
+    found = fused(own_gemms, inputs, **settings).gradients["bias"]
+    assert error(found, truth(inputs, **settings).gradients["bias"]) < 2e-6
 
 
 def test_threads_change_no_bit(own_gemms: Subject, threads: None) -> None:
