@@ -59,10 +59,52 @@ REFRESH = {
 SEQ_LEN: dict[str, dict[str, Any]] = {
     mode: {
         "curriculum.order": "uniform",
-        "curriculum.seq_len": {"start": start, "end_at": 1.0, "step": 4, "mode": mode},
+        "curriculum.seq_len": {
+            "start": start,
+            "end": 16,
+            "end_at": 1.0,
+            "step": 2,
+            "mode": mode,
+        },
     }
-    for mode, start in (("reshape", 8), ("truncate", 24), ("window", 8))
+    for mode, start in (("reshape", 8), ("truncate", 10), ("window", 8))
 }
+"""Rows of 8 or 10 to 14 tokens, of samples of up to 18."""
+TASK_FILES = {
+    "say.yaml": """\
+task: say
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+output_type: loglikelihood
+test_split: test
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{completion.strip()}}"
+metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
+""",
+    "pick.yaml": """\
+task: pick
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{prompt}}"
+doc_to_target: 0
+doc_to_choice: "{{[completion.strip(), prompt]}}"
+""",
+}
+"""Two tasks of lm_eval on the training rows; their data file lies one folder up."""
+
+
+def task_changes(folder: Path) -> dict[str, Any]:
+    """Both tasks after two steps and at the end."""
+    return {
+        "evaluate.tasks": ["pick", "say"],
+        "evaluate.task_path": str(folder / "tasks"),
+        "evaluate.shots": [0, 2],
+        "evaluate.tasks_every": "2 steps",
+    }
+
+
 TWELVE_STEPS = {"train.max_steps": 12, "train.lr_scheduler_type": "constant"}
 
 
@@ -84,6 +126,9 @@ def write_inputs(folder: Path) -> None:
         for _ in range(60)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in TASK_FILES.items():
+        (folder / "tasks").mkdir(exist_ok=True)
+        (folder / "tasks" / name).write_text(text)
 
 
 def recipe(folder: Path, run: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +220,11 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
         plan.append(scenario(folder, f"cut-seq-len-{mode}-on", changes, run=f"cut-seq-len-{mode}"))
     plan.append(scenario(folder, "seq-len-z3", {**SEQ_LEN["reshape"], "engine.preset": "zero3"}))
     plan.append(scenario(folder, "twelve-steps", TWELVE_STEPS))
+    tasks = task_changes(folder)
+    for stage in (0, 1, 2, 3):
+        plan.append(scenario(folder, f"tasks-z{stage}", {**tasks, "engine.preset": f"zero{stage}"}))
+    plan.append(scenario(folder, "cut-tasks", tasks, stop_after=2))
+    plan.append(scenario(folder, "cut-tasks-on", tasks, run="cut-tasks"))
     big = {"model.name_or_path": str(folder / "model-50mb"), "engine.preset": "zero3"}
     plan.append(scenario(folder, "big-base", {**big, "train.max_steps": 1}))
     full_disk = {"checkpoint.every": "1 step"}
@@ -196,6 +246,7 @@ def one_rank_plan(folder: Path) -> list[dict[str, Any]]:
             layout = {"engine.preset": f"zero{other}"}
             run = f"moved-{family}-z{stage}"
             plan.append(scenario(folder, f"{run}-to-z{other}", {**changes, **layout}, run=run))
+    plan.append(scenario(folder, "tasks-one", task_changes(folder)))
     other_recipe = {"train.learning_rate": 0.02}
     plan.append(scenario(folder, "other-recipe", other_recipe, run="lora-z2-m4"))
     plan.append(scenario(folder, "moved-curriculum-on", CURRICULUM, run="moved-curriculum"))

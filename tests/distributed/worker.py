@@ -30,7 +30,7 @@ from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
 from ds_train.model.write import save_tensors
-from ds_train.report.record import EvaluationRecord, StepRecord, read_records
+from ds_train.report.record import EvaluationRecord, StepRecord, TaskRecord, read_records
 from ds_train.score.model import score_with_model
 from ds_train.train import loop
 from ds_train.train.guard import StopRequest
@@ -78,7 +78,9 @@ def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, 
     records = read_records(run.paths.metrics) if ranks.is_main else []
     steps = [record for record in records if isinstance(record, StepRecord)]
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+    tasks = [record for record in records if isinstance(record, TaskRecord)]
     return {
+        "tasks": [[one.step, one.task, one.shots, one.metrics] for one in tasks],
         "losses": [record.loss for record in steps],
         "grad_norms": [record.grad_norm for record in steps],
         "learning_rates": [record.learning_rate for record in steps],
