@@ -280,7 +280,7 @@ CASES = [
         "their fields: messages (messages); sharegpt (conversations); alpaca "
         "(instruction, output); prompt_completion (prompt, completion); "
         "question_answer (question, answer); text (text); classification (text, "
-        "label).",
+        "label); multiple_choice (prompt, choices, answer).",
     ),
     Case(
         "column missing later",
