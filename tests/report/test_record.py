@@ -53,6 +53,24 @@ def test_keys_are_those_of_the_contract(tmp_path: Path, step_record: StepRecord)
     ]
 
 
+def test_what_a_run_does_not_measure_is_left_out(
+    tmp_path: Path, step_record: StepRecord, evaluation_record: EvaluationRecord
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    recorder = Recorder(path)
+    few = replace(step_record, unlikelihood=0.25, length_normalised=math.nan)
+    ranked = replace(evaluation_record, rank_accuracy=0.75)
+    for record in (few, ranked):
+        recorder.write(record)
+    step, evaluation = (json.loads(line) for line in path.read_text().splitlines())
+    assert step["unlikelihood"] == 0.25 and step["length_normalised"] is None
+    assert "language_modelling" not in step and "rank_chance" not in evaluation
+    again, last = read_records(path)
+    assert isinstance(again, StepRecord) and again.language_modelling is None
+    assert again.length_normalised is not None and math.isnan(again.length_normalised)
+    assert last == ranked
+
+
 def test_not_a_number_is_null_in_the_file_and_nan_again_when_read(
     tmp_path: Path, step_record: StepRecord
 ) -> None:
