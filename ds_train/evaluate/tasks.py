@@ -11,13 +11,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ds_train.errors import DataError
 from ds_train.evaluate.embed import embed_texts
 from ds_train.evaluate.task_list import check_pools, quieten
 from ds_train.evaluate.task_model import TaskModel
-from ds_train.evaluate.task_options import Equipped, TaskOptions, equip
+from ds_train.evaluate.task_options import TaskOptions, equip
 
 Say = Callable[[str], Any]
 
@@ -115,8 +116,10 @@ class TaskRun:
         self._loaded, self._settings, self._model, self._say = loaded, settings, model, say
         tasks = loaded["tasks"]
         self._own_shots = {name: task.get_config("num_fewshot") for name, task in tasks.items()}
+        embed = partial(embed_texts, model.scorer, model.tokenizer)
+        common: dict[str, Any] = {"embed": embed, "limit": settings.limit, "say": say}
         self._equipped = [
-            prepare_task(name, task, settings, model, say) for name, task in tasks.items()
+            equip(name, task, settings.options, model, **common) for name, task in tasks.items()
         ]
 
     def evaluate(self) -> list[TaskResult]:
@@ -150,17 +153,6 @@ def run_tasks(
 ) -> list[TaskResult]:
     """`TaskRun`, once; a collective call. `say` is the first rank's."""
     return TaskRun(loaded, settings, model, say).evaluate()
-
-
-def prepare_task(
-    name: str, task: Any, settings: TaskSettings, model: TaskModel, say: Say
-) -> Equipped:
-    """The one place where it is chosen how a task draws its demonstrations and is scored."""
-
-    def embed(texts: Sequence[str]) -> Any:
-        return embed_texts(model.scorer, model.tokenizer, texts)
-
-    return equip(name, task, settings.options, model, embed=embed, limit=settings.limit, say=say)
 
 
 def _set_shots(
