@@ -71,7 +71,7 @@ class Episodes:
         self.config = config
         self.renderings = Renderings(store, config, names)
         self.tasks = Tasks(store, self.renderings.gold, names, config, most)
-        self.layout = Layout(store, config, joints, max_length)
+        self.layout = Layout(store, config, joints, max_length, names)
 
     @property
     def sources(self) -> Ints:

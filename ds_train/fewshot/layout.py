@@ -12,6 +12,7 @@ that do not fit are left out whole, those farthest from the query first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,9 +77,17 @@ class Layout:
     """Lays out samples of a store."""
 
     def __init__(
-        self, store: TokenStore, config: EpisodesConfig, joints: Joints, max_length: int
+        self,
+        store: TokenStore,
+        config: EpisodesConfig,
+        joints: Joints,
+        max_length: int,
+        names: Sequence[str],
     ) -> None:
-        """Raises DataError for samples whose input and answer can't be told apart (channel)."""
+        """`names`: of the sources.
+
+        Raises DataError for samples whose input and answer can't be told apart (channel).
+        """
         self.joints, self.max_length, self._config = joints, max_length, config
         lengths = store.lengths.astype(np.int64)
         first, last = store.starts, store.starts + lengths - 1
@@ -91,16 +100,16 @@ class Layout:
         self._has_eos = ((store.flat_tokens[last] == joints.eos) & learned_end).astype(np.int64)
         self._answers = lengths
         if config.direction == "channel":
-            self._answers = _answer_starts(store)
-            self._check_channel(store)
+            self._answers = _answer_starts(store, names)
+            self._check_channel(store, names)
 
-    def _check_channel(self, store: TokenStore) -> None:
+    def _check_channel(self, store: TokenStore, names: Sequence[str]) -> None:
         inputs = self._answers - self._has_bos
         if (inputs <= 0).any():
             sample = int(np.argmax(inputs <= 0))
             raise DataError(
-                f"fewshot.episodes.direction = channel: {_place(store, sample)} has no input that "
-                "could be learned; remove it, or take direct."
+                f"fewshot.episodes.direction = channel: {_place(store, sample, names)} has no "
+                "input that could be learned; remove it, or take direct."
             )
         longest = int(self._ends.max()) + len(self.joints.answer_separator)
         if longest > self.max_length:
@@ -199,7 +208,7 @@ def _where(
     return grid, valid & kept[:, None]
 
 
-def _answer_starts(store: TokenStore) -> Ints:
+def _answer_starts(store: TokenStore, names: Sequence[str]) -> Ints:
     """[N] first supervised token of each sample; DataError unless the rest is supervised too."""
     starts = np.empty(store.num_samples, np.int64)
     for sample in range(store.num_samples):
@@ -207,11 +216,11 @@ def _answer_starts(store: TokenStore) -> Ints:
         starts[sample] = int(mask.argmax())
         if not mask[starts[sample] :].all():
             raise DataError(
-                f"fewshot.episodes.direction = channel: {_place(store, sample)} has no answer "
-                "that stands at its end (a conversation of several turns, say); take direct."
+                f"fewshot.episodes.direction = channel: {_place(store, sample, names)} has no "
+                "answer that stands at its end (a conversation of several turns, say); take direct."
             )
     return starts
 
 
-def _place(store: TokenStore, sample: int) -> str:
-    return f"row {int(store.ordinals[sample]) + 1:,} of source {int(store.sources[sample])}"
+def _place(store: TokenStore, sample: int, names: Sequence[str]) -> str:
+    return f"row {int(store.ordinals[sample]) + 1:,} of {names[int(store.sources[sample])]}"
