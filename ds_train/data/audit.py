@@ -87,8 +87,10 @@ def format_audit(audit: Audit) -> str:
                 f"{name}: {examples}{part['samples']:,} samples, {part['tokens']:,} tokens, "
                 f"{part['supervised_tokens']:,} learned from"
             )
-    if audit.get("validation_in_train"):
-        text.append(f"validation: {audit['validation_in_train']:,} samples are also trained on")
+    if leaked := audit.get("validation_in_train"):
+        what = "example" if "examples" in audit["validation"] else "sample"
+        are = f"{what} is" if leaked == 1 else f"{what}s are"
+        text.append(f"validation: {leaked:,} {are} also trained on")
     text.append(
         f"max_length {audit['max_length']:,}; chat template: {audit['chat_template'] or 'none'}; "
         f"data fingerprint {audit['fingerprint'][:12]}"

@@ -107,8 +107,7 @@ def divide(
     if dev is not None:
         audit["dev"] = audit_part(dev)
     audit["validation"] = audit_part(validation) if validation else None
-    leaked = np.isin(validation.gold().hashes, train.hashes).sum() if validation else 0
-    audit["validation_in_train"] = int(leaked)
+    audit["validation_in_train"] = _num_leaked(validation, train) if validation else 0
     chosen = [] if subset is None else [subset.facts["hash"]]
     parts = [name, fraction, *sorted(config.held_out_tasks), *chosen, *_part_facts(config)]
     audit["fingerprint"] = hash_of(parts)
@@ -121,6 +120,14 @@ def _part_facts(config: RunConfig) -> list[Any]:
     dev, limit = config.data.dev, config.data.limit
     facts: list[Any] = [] if dev is None else [f"dev {dev.fraction} {len(dev.sources)}"]
     return facts + ([] if limit is None else [limit.model_dump(mode="json")])
+
+
+def _num_leaked(validation: TokenStore, train: TokenStore) -> int:
+    """Held-out samples that are trained on too; labelled examples, in any rendering."""
+    if validation.examples is None or train.examples is None:
+        return int(np.isin(validation.hashes, train.hashes).sum())
+    contents = validation.examples.row_hash[validation.examples.starts[:-1]]
+    return int(np.isin(contents, train.examples.row_hash).sum())
 
 
 def _audit(config: RunConfig, sources: Sequence[Source], store: TokenStore) -> Audit:

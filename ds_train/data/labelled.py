@@ -201,9 +201,13 @@ def _readings(value: str, choices: Sequence[str]) -> list[int]:
 
 
 def content_hash(row: Row, form: RowFormat) -> int:
-    """64-bit hash of what a row says (its format's fields), whatever the tokenizer and template."""
+    """64-bit hash of what a row says (its format's fields), whatever the tokenizer and template.
+
+    Numbers count as their text, which is all that a CSV file has of them.
+    """
     values = [field_value(row, form, field) for field in sorted(form.columns)]
-    text = json.dumps(values, ensure_ascii=False, default=str)
+    texts = [str(value) if isinstance(value, int | float) else value for value in values]
+    text = json.dumps(texts, ensure_ascii=False, default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -140,6 +140,9 @@ def _describe_data(config: RunConfig) -> str:
     if tasks:
         held += f", held-out tasks {', '.join(tasks)}"
     sources = f"{count} {'source' if count == 1 else 'sources'}"
+    if config.fewshot is not None and (subset := config.fewshot.subset) is not None:
+        dev = " and as many for dev" if subset.dev else ""
+        sources += f", {subset.k:,} examples of each {subset.per}{dev}"
     return f"{sources}, {rows} of up to {data.max_length:,} tokens{held}"
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from recipes import recipe, write_jsonl
 from toy_tokenizers import toy_tokenizer
 
 from ds_train.config.run import RunConfig
+from ds_train.data.audit import format_audit
 from ds_train.data.classes import class_texts, example_classes
 from ds_train.data.divide import PreparedData
-from ds_train.data.examples import Examples
+from ds_train.data.examples import EXAMPLE_DTYPES, Examples
 from ds_train.data.order import RowPlan
 from ds_train.data.prepare import open_data, prepare_data
 from ds_train.data.store import META_NAME
@@ -161,3 +164,69 @@ def test_a_list_with_one_template_is_that_template(model: Path, tmp_path: Path) 
     single = prepare(films(model, tmp_path, template="{text}!"))
     assert listed.train.examples is None
     assert listed.train.hashes.tolist() == single.train.hashes.tolist()
+
+
+def test_held_out_examples_that_are_trained_on_are_counted(model: Path, tmp_path: Path) -> None:
+    again = [FILMS[4], {**FILMS[5], "label": 0}, {"text": "another", "label": 1, "year": 1}]
+    test = {"path": write_jsonl(tmp_path / "test.jsonl", again), "labels": WORDS}
+    config = films(model, tmp_path)
+    raw = config.model_dump()
+    raw["data"]["validation"] = {"sources": [{**test, "template": "In other words: {text}"}]}
+    data = prepare(with_fewshot(RunConfig.model_validate(raw), **LOSSES))
+    # the second one says the same with another label, which is one of its wrong answers in train
+    assert data.audit["validation_in_train"] == 1
+    assert "validation: 1 example is also trained on" in format_audit(data.audit)
+
+
+SHAPES = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4), st.integers(0, 9)), max_size=8)
+"""Of each row: templates, answers (0: it is no labelled example), and where the right one is."""
+
+
+def table_of(shapes: list[tuple[int, int, int]]) -> Examples:
+    rows = [
+        (row, template if answers else -1, answer if answers else -1, answer == right % answers)
+        if answers
+        else (row, -1, -1, True)
+        for row, (templates, answers, right) in enumerate(shapes)
+        for template in range(templates)
+        for answer in range(max(answers, 1))
+    ]
+    columns = np.array(rows, np.int64).reshape(-1, 4).T
+    arrays = {name: np.zeros(columns.shape[1], dtype) for name, dtype in EXAMPLE_DTYPES.items()}
+    arrays |= {"templates": columns[1], "choices": columns[2], "golds": columns[3]}
+    return Examples.of(arrays, np.zeros(columns.shape[1], np.int16), columns[0])
+
+
+@given(SHAPES, st.integers(0, 99))
+def test_a_table_of_any_shape(shapes: list[tuple[int, int, int]], seed: int) -> None:
+    examples = table_of(shapes)
+    # the pieces of a row without answers are examples of their own
+    expected: list[tuple[int, int]] = []
+    for templates, answers, _ in shapes:
+        expected += [(templates, answers)] if answers else [(1, 1)] * templates
+    assert examples.num_examples == len(expected)
+    assert examples.num_templates().tolist() == [templates for templates, _ in expected]
+    assert np.diff(examples.starts).tolist() == [t * a for t, a in expected]
+    everyone = np.arange(len(expected))
+    drawn = examples.draw(everyone, seed, epoch=1)
+    assert examples.example[drawn].tolist() == everyone.tolist() and examples.gold[drawn].all()
+    kept = np.flatnonzero(examples.gold)
+    gold = examples.select(kept)
+    assert gold is not None and gold.num_examples == len(expected)
+    assert gold.num_templates().tolist() == examples.num_templates().tolist()
+    assert (gold.num_choices() == 1).all()
+    assert kept[gold.draw(everyone, seed, epoch=1)].tolist() == drawn.tolist()
+
+
+@given(SHAPES, st.data())
+def test_some_examples_of_a_table(shapes: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    examples = table_of(shapes)
+    chosen = data.draw(st.sets(st.integers(0, max(0, examples.num_examples - 1))))
+    kept = np.flatnonzero(np.isin(examples.example, list(chosen)))
+    some = examples.select(kept)
+    assert some is not None and some.num_examples == len(chosen & set(range(examples.num_examples)))
+    for number, original in enumerate(sorted(chosen & set(range(examples.num_examples)))):
+        here = kept[some.starts[number] : some.starts[number + 1]]
+        assert here.tolist() == list(range(*examples.starts[original : original + 2]))
+    if len(kept) > 1:
+        assert examples.select(kept[::-1]) is None

@@ -95,6 +95,7 @@ def test_what_a_row_says_is_what_its_format_reads() -> None:
         return content_hash(Row(values | changes, 7, "line 8", 1), form)
 
     assert content() == content(id=2) and content() == content(more="x")
+    assert content(label=1) == content(label="1") != content(label="2")
     assert len({content(), content(label="good"), content(text="A film")}) == 3
 
 
