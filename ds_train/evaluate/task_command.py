@@ -28,6 +28,7 @@ from ds_train.evaluate.scored_target import (
 from ds_train.evaluate.task_list import check_pools, open_tasks
 from ds_train.evaluate.task_model import TaskModel
 from ds_train.evaluate.tasks import TaskResult, TaskSettings, format_results, run_tasks
+from ds_train.fewshot.spread import spread
 
 Say = Callable[[str], Any]
 
@@ -121,9 +122,28 @@ def write_results(
         **settings.options.to_json(),
         "seconds": round(seconds, 3),
         "evaluations": [result.to_json() for result in results],
+        "seeds": over_seeds(results),
     }
     text = json.dumps(content, indent=1, default=handle_non_serializable, ensure_ascii=False)
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {quoted(path)}: can't be written: {error.strerror}.") from None
+
+
+def over_seeds(results: Sequence[TaskResult]) -> list[dict[str, Any]]:
+    """Mean and spread of every metric over the seeds, by task and number of shots."""
+    groups: dict[tuple[str, int | None], list[TaskResult]] = {}
+    for result in results:
+        groups.setdefault((result.task, result.shots), []).append(result)
+    return [
+        {
+            "task": task,
+            "shots": shots,
+            "seeds": [one.seed for one in group],
+            "metrics": {
+                key: spread([one.numbers()[key] for one in group]) for key in group[0].numbers()
+            },
+        }
+        for (task, shots), group in groups.items()
+    ]

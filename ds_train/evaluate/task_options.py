@@ -110,6 +110,12 @@ class Equipped:
     shots: TaskShots
     scores: TaskScores | None
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether another seed shows other demonstrations."""
+        how = self.shots.how
+        return how is None or how.method in ("random", "balanced")
+
     def remarks(self) -> list[str]:
         """What has to be said about the evaluation that was made last."""
         found = self.shots.counts.describe(self.shots.reader.max_length)

@@ -96,6 +96,7 @@ class TaskShots:
         self._shown = _Shown(getattr(task, "sampler", None))
         self._last: tuple[tuple[int, ...], str | list[str]] | None = None
         self._kwargs: dict[str, Any] = {}
+        self._lengths: dict[str, int] = {}
         task.sampler = self._shown
         task.fewshot_context = self.context
         task.set_fewshot_seed = self.set_seed
@@ -181,17 +182,21 @@ class TaskShots:
             answers = [str(self.task.doc_to_target(doc))]
         delimiter = self.task.config.target_delimiter
         texts = [f"{delimiter}{answer}" for answer in answers]
-        return max(texts, key=lambda text: len(self.reader.tok_encode(text))), 0
+        return max(texts, key=self._length), 0
+
+    def _length(self, text: str) -> int:
+        """Tokens of an answer; most tasks have the same ones in every document."""
+        if text not in self._lengths:
+            self._lengths[text] = len(self.reader.tok_encode(text))
+        return self._lengths[text]
 
     def _fits(self, doc: Document, indices: Sequence[int], answer: tuple[str, int]) -> bool:
         text, num_tokens = answer
         built = self._with(doc, indices)
-        for context in built if isinstance(built, list) else [built]:
-            length = len(self.reader.tok_encode(context + text)) + num_tokens
-            # the last token of an answer is predicted, never read
-            if length - (1 if text else 0) > self.reader.max_length:
-                return False
-        return True
+        contexts = built if isinstance(built, list) else [built]
+        longest = max(len(self.reader.tok_encode(context + text)) for context in contexts)
+        # the last token of an answer is predicted, never read
+        return longest + num_tokens - bool(text) <= self.reader.max_length
 
 
 class _Shown:

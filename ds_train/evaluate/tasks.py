@@ -133,14 +133,15 @@ class TaskRun:
         for shots in settings.shots or (None,):
             _set_shots(tasks, self._own_shots, shots, self._say)
             used = {task.get_config("num_fewshot") for task in tasks.values()}
-            # without demonstrations nothing is drawn, and one seed says it all
-            seeds = settings.seeds[:1] if used == {0} else settings.seeds
+            # where nothing is drawn, one seed says it all
+            is_drawn = used != {0} and any(one.is_drawn for one in self._equipped)
+            seeds = settings.seeds if is_drawn else settings.seeds[:1]
             for seed in seeds:
                 began = time.monotonic()
                 found = _evaluate(self._loaded, settings, self._model, seed)
                 remarks = {one.name: one.remarks() for one in self._equipped}
                 results += [replace(one, remarks=remarks.get(one.task, [])) for one in found]
-                drawn = "" if used == {0} else f", seed {seed}"
+                drawn = f", seed {seed}" if is_drawn else ""
                 number = "their own" if shots is None else str(shots)
                 self._say(f"tasks: {number} shots{drawn}: {time.monotonic() - began:.1f} s")
                 for remark in [text for texts in remarks.values() for text in texts]:

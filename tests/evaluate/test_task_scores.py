@@ -16,6 +16,7 @@ from film_task import FILMS, load_task, write_task
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import InputError
 from ds_train.evaluate.scorer import RequestScorer
+from ds_train.evaluate.task_command import over_seeds
 from ds_train.evaluate.task_model import TaskModel
 from ds_train.evaluate.task_options import TaskOptions
 from ds_train.evaluate.tasks import TaskResult, TaskSettings, run_tasks
@@ -95,6 +96,24 @@ def test_a_biased_model_is_set_right(films: Path, model: TaskModel) -> None:
     found = evaluate(films, model, 0, calibration=("batch",))
     assert found.numbers()["acc,none"] == 0.5
     assert found.error_of("acc,none") == pytest.approx(np.sqrt(0.25 / 11))
+
+
+def test_seeds_are_repeated_where_something_is_drawn(films: Path, model: TaskModel) -> None:
+    tasks = {"tasks": {"films": load_task(films)}, "groups": {}, "group_map": {}}
+    common: dict[str, Any] = {"tasks": ("films",), "shots": (0, 2), "seeds": (1, 2, 3)}
+    results = run_tasks(tasks, TaskSettings(**common), model, lambda text: None)
+    assert [(one.shots, one.seed) for one in results] == [(0, 1), (2, 1), (2, 2), (2, 3)]
+    none, some = over_seeds(results)
+    values = [one.numbers()["acc,none"] for one in results[1:]]
+    assert some["seeds"] == [1, 2, 3]
+    assert some["metrics"]["acc,none"]["mean"] == pytest.approx(np.mean(values))
+    assert some["metrics"]["acc,none"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert none["metrics"]["acc,none"]["sd"] is None
+
+    tasks["tasks"]["films"] = load_task(films)
+    settings = TaskSettings(**common, options=TaskOptions(demonstrations="bm25"))
+    results = run_tasks(tasks, settings, model, lambda text: None)
+    assert [(one.shots, one.seed) for one in results] == [(0, 1), (2, 1)]
 
 
 def test_the_task_s_own_results_do_not_change(films: Path, model: TaskModel) -> None:
