@@ -19,9 +19,8 @@ from torch import Tensor
 from ds_train.ops.implementations import choose, compute_with
 from ds_train.ops.problem import Problem, Result, Upstream, Wanted
 from ds_train.ops.rows import SupervisedRows, check_values
+from ds_train.ops.scaling import graph_is_kept, scaled
 from ds_train.ops.terms import Terms
-
-_SCALE_ELEMENTS = 2**22
 
 
 @torch.library.custom_op("ds_train::linear_cross_entropy_sum", mutates_args=())
@@ -118,8 +117,9 @@ def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor |
     _refuse_second_derivatives()
     if grad_loss is None:
         return (None,) * 18
+    in_place = not graph_is_kept()
     hidden, weight, bias = (
-        scaled(saved, grad_loss) if wanted else None
+        scaled(saved, grad_loss, in_place=in_place) if wanted else None
         for saved, wanted in zip(ctx.saved_tensors, ctx.wanted, strict=True)
     )
     return hidden, weight, None, bias, *(None,) * 14
@@ -241,27 +241,6 @@ def _statistics_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None
 
 
 token_statistics.register_autograd(_statistics_backward, setup_context=_save_statistics)
-
-
-def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Gradient times a factor [] in fp32, rounded once; never in place, as it may be asked again.
-
-    A factor in the gradient's own dtype would be rounded before it is used: by up to 0.4 % in
-    bf16, and the same way for every element.
-    """
-    if torch.compiler.is_compiling() or type(factor) is not Tensor:  # traced: no values
-        return (gradient * factor.reshape(1)).to(gradient.dtype)
-    if gradient.device.type != "cpu":
-        # mixed dtypes are converted inside the kernel, element by element
-        return torch.mul(gradient, factor.reshape(1), out=torch.empty_like(gradient))
-    if factor.item() == 1.0:
-        return gradient
-    out = torch.empty_like(gradient)
-    flat_in, flat_out = gradient.view(-1), out.view(-1)
-    for start in range(0, flat_in.numel(), _SCALE_ELEMENTS):
-        block = slice(start, start + _SCALE_ELEMENTS)
-        flat_out[block] = flat_in[block].to(factor.dtype) * factor
-    return out
 
 
 def _refuse_second_derivatives() -> None:

@@ -57,6 +57,20 @@ def test_backward_twice(subject: Subject, reduction: str, dtype: torch.dtype) ->
         assert one.any() and torch.equal(one, other)
 
 
+@all_dtypes
+def test_factors_of_backward_passes_over_one_graph(subject: Subject, dtype: torch.dtype) -> None:
+    """None meets a gradient that the one before has scaled; the last may scale it in its place."""
+    inputs = leaves_of(subject, make_inputs(dtype=dtype, bias=True))
+    leaves = list(inputs.leaves().values())
+    loss = loss_of(subject, inputs)
+    for factor, keep in ((3.0, True), (0.3, True), (0.7, False)):
+        upstream = torch.full_like(loss, factor)
+        found = torch.autograd.grad(loss, leaves, upstream, retain_graph=keep)
+        alone = torch.autograd.grad(loss_of(subject, inputs), leaves, upstream, retain_graph=True)
+        for one, other in zip(found, alone, strict=True):
+            assert torch.equal(one, other)
+
+
 @either
 def test_a_second_derivative_is_refused(subject: Subject, reduction: str) -> None:
     inputs = leaves_of(subject, make_inputs())

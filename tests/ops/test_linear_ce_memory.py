@@ -42,8 +42,8 @@ def allowed(dtype: str, head: str, *, whole_op: bool) -> int:
     if head != "evaluation":
         limit += 3 * hidden  # compact, of all rows, scaled by the upstream gradient
     if head == "full":
-        # as it was made, and scaled, block by block in fp32
-        backward = 2 * weight + min(V * D, 2**22) * (8 if size == 2 else 4)
+        # scaled in its place, block by block in fp32
+        backward = weight + min(V * D, 2**18) * (8 if size == 2 else 4)
         forward = weight
         if size == 2 and not whole_op:  # summed up over chunks in fp32, block by block
             forward = V * D * 4 + min(V * D, 2**24) * (4 + size)
