@@ -16,8 +16,8 @@ from ds_train.config.base import Count, Natural, Section
 EQUAL_UPDATES = "equal_updates_to"
 """Key of an arm that is no setting: the arm whose number of optimizer steps it takes."""
 
-RECORDED = ("loss", "perplexity", "token_accuracy", "bits_per_byte")
-"""Metrics that a run's own evaluations record."""
+RECORDED = ("loss", "perplexity", "token_accuracy", "bits_per_byte", "rank_accuracy")
+"""Metrics that a run's own evaluations record; the last with evaluate.rank_classification."""
 
 RANK_METRICS = (
     "rank_accuracy",
@@ -28,7 +28,7 @@ RANK_METRICS = (
 )
 """Of rank classification; `rank_accuracy` is that of `tokens` (fewshot/ranking.py)."""
 
-METRICS = (*RECORDED, "exact_match", *RANK_METRICS)
+METRICS = (*RECORDED, "exact_match", *RANK_METRICS[1:])
 """Metrics that `ds-train evaluate` measures, of all data and of each source."""
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")

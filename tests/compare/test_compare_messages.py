@@ -10,8 +10,8 @@ from compare.conftest import Compare
 from ds_train.cli import main
 
 METRICS = (
-    "is not measured; there are loss, perplexity, token_accuracy, bits_per_byte, exact_match, "
-    "rank_accuracy, rank_accuracy_none, rank_accuracy_tokens, rank_accuracy_chars, "
+    "is not measured; there are loss, perplexity, token_accuracy, bits_per_byte, rank_accuracy, "
+    "exact_match, rank_accuracy_none, rank_accuracy_tokens, rank_accuracy_chars, "
     "rank_accuracy_bytes, and of one source "
     "sources.NAME.loss and so on (sources.mean.loss: the mean over all sources)"
 )
