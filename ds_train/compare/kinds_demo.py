@@ -24,6 +24,7 @@ from typing import Any
 from ds_train.compare.arms import plan_comparison
 from ds_train.compare.kinds import KindsFiles, write_kinds
 from ds_train.compare.kshot import fewshot_command
+from ds_train.compare.results import is_trained
 from ds_train.compare.run import run_comparison
 from ds_train.errors import ConfigError, RunFailed, quoted
 from ds_train.plan.presets import ds_configs_dir
@@ -61,13 +62,16 @@ def fewshot_demo(
     say("In context: rows of eight demonstrations and a query, or plain rows of the same tasks")
     recipe, overrides = episodes_recipe(folder, files)
     comparison = plan_comparison(recipe, [*overrides, *own, *episodes])
-    if code := run_comparison(comparison, say):
-        return code
+    code = run_comparison(comparison, say)
+    if code or not all(map(is_trained, comparison.runs)):
+        return code  # stopped: the same command goes on
     seed = comparison.compare.seeds[0]
     export_model(folder / "episodes" / "episodes" / f"seed-{seed}", folder / "base", say)
     say(f"\nFine-tuning: {SHOTS} examples of each answer of a task that no model has seen")
     recipe, overrides = few_recipe(folder, files)
     code = fewshot_command(recipe, [*overrides, *own, *few], shots=[SHOTS], seeds=None, say=say)
+    if not (folder / "few" / "fewshot.json").is_file():
+        return code
     say(f"\n{summary(folder)}")
     say(f"everything lies in {folder} ({format_seconds(time.monotonic() - began)} in all)")
     return code
