@@ -67,9 +67,9 @@ SEQ_LEN: dict[str, dict[str, Any]] = {
             "mode": mode,
         },
     }
-    for mode, start in (("reshape", 8), ("truncate", 10), ("window", 8))
+    for mode, start in (("reshape", 8), ("truncate", 12), ("window", 8))
 }
-"""Rows of 8 or 10 to 14 tokens, of samples of up to 18."""
+"""Rows of 8 or 12 to 14 tokens, of samples of up to 65."""
 TASK_FILES = {
     "say.yaml": """\
 task: say

@@ -164,10 +164,10 @@ def test_a_run_with_growing_rows_is_evaluated_at_full_length(
 ) -> None:
     """Its last evaluation is the loss of whole validation samples under its weights."""
     facts = _report(inputs, "seq-len-truncate")
-    assert facts["tokens_cut_off"] > 0 and facts["steps"][-1]["row_length"] < 128
+    assert facts["tokens_cut_off"] > 0
     config = RunConfig.model_validate(recipe(inputs, "seq-len-truncate", SEQ_LEN["truncate"]))
     held_out = prepare_data(config, say=lambda text: None).validation
-    assert held_out is not None and held_out.lengths.max() > facts["steps"][0]["row_length"]
+    assert held_out is not None and held_out.lengths.max() > facts["steps"][-1]["row_length"]
     result = evaluate_command(config.output_dir, say=lambda text: None)
     assert result["num_tokens"] == int(held_out.lengths.sum())
     assert two_ranks["seq-len-truncate"]["evaluations"][-1] == pytest.approx(
