@@ -85,6 +85,12 @@ CASES: list[tuple[list[str], str]] = [
         "example, and an episode is a row of several; remove one of them.",
     ),
     (
+        ["evaluate.rank_classification=true"],
+        "evaluate.rank_classification with fewshot.episodes: answers would be ranked without the "
+        "demonstrations that the run trains with; remove it (fewshot.episodes.shots says with how "
+        "many the loss is measured).",
+    ),
+    (
         ["data.over_length=split"],
         "data.over_length = split with fewshot.episodes: it makes examples without their answer; "
         "take drop or error.",
