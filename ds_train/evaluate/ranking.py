@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ds_train.data.mix import Ints
 from ds_train.data.store import TokenStore
 from ds_train.evaluate.requests import Request
 from ds_train.evaluate.scorer import RequestScorer
@@ -32,7 +31,7 @@ def rank_examples(
     Args:
         names: of the sources, to have the shares of each one too.
         part: what the store is, for the message.
-        max_examples: only the first so many.
+        max_examples: only the first so many that have answers to choose from.
 
     Returns:
         The numbers of `rank_accuracies`, `rank_examples` (how many were ranked), and with names
@@ -41,12 +40,13 @@ def rank_examples(
     Raises:
         DataError: no example has answers to choose from.
     """
-    members = np.ones(store.num_samples, dtype=bool)
-    if store.examples is not None and max_examples is not None:
-        members = store.examples.example < max_examples
     check_rankable(store, part)
-    trials = Trials.of(store, members)
-    assert trials is not None
+    trials, members = Trials.of(store), np.ones(store.num_samples, dtype=bool)
+    assert trials is not None and store.examples is not None
+    if max_examples is not None:
+        members = store.examples.example <= np.unique(trials.example)[:max_examples][-1]
+        trials = Trials.of(store, members)
+        assert trials is not None
     scores = np.zeros(store.num_samples)
     requests = [_request(store, sample) for sample in trials.samples.tolist()]
     scores[trials.samples] = scorer.score(requests, progress).logprob
@@ -68,13 +68,9 @@ def _numbers(trials: Trials, scores: Floats) -> dict[str, Any]:
 
 def _request(store: TokenStore, sample: int) -> Request:
     """The answer of a sample, which is what it learns, after its question."""
-    ids, mask = store.tokens(sample).astype(np.int64), store.mask(sample)
+    ids, mask = store.tokens(sample), store.mask(sample)
     start = int(np.argmax(mask))
-    return Request(_ints(ids[:start]), _ints(ids[start:]))
-
-
-def _ints(ids: Ints) -> list[int]:
-    return [int(one) for one in ids]
+    return Request(ids[:start].tolist(), ids[start:].tolist())
 
 
 def add_ranks(result: dict[str, Any], ranked: dict[str, Any]) -> None:

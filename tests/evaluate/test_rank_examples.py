@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from candidate_stores import candidate_store, many_examples
+from candidate_stores import Example, candidate_store, many_examples
 from small_store import store_of_lengths
 
 from ds_train.engine.ranks import Ranks
@@ -60,6 +60,9 @@ def test_the_first_so_many_examples() -> None:
     part = rank_examples(model, store, max_examples=5)
     whole = rank_examples(model, store.select(np.arange(15)))
     assert part["rank_examples"] == 5 and part == whole
+    alone = [Example([[5, 6]], [[7]], 0)] * 3  # these have nothing to choose from
+    mixed = candidate_store([*alone, *many_examples(12, 3)])
+    assert rank_examples(model, mixed, max_examples=5) == whole
 
 
 def test_nothing_to_choose_from_is_said() -> None:
