@@ -77,7 +77,12 @@ class TransferConfig(Section):
     """train.seed of each repetition."""
 
     learning_rates: list[float] | dict[str, list[float]] | None = None
-    """Tried for each arm, or by arm; the best one on data.dev is taken, for each size anew."""
+    """Tried for each arm, or by arm (`warm`), or by arm and size (`warm-20kB`); the best one on
+    data.dev is taken, for each size anew."""
+
+    rate_seeds: Count | None = None
+    """Learning rates are tried on the first so many seeds, and the others train at what was best on
+    these; on all seeds when left out."""
 
     reach: Annotated[float, Field(gt=0)] | None = None
     """Bits per byte on data.dev that arms are timed to; where the arm `random` ends at the same

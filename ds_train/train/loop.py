@@ -6,8 +6,6 @@ Read on from here: step.py (one optimizer step), ../model/head.py (the loss), ..
 
 from __future__ import annotations
 
-import hashlib
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -26,20 +24,20 @@ from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import quoted
 from ds_train.launch.guard import die_with_parent
-from ds_train.report.record import EvaluationRecord, Record, StepRecord
+from ds_train.report.record import Record, StepRecord
 from ds_train.report.reporter import Reporter
 from ds_train.train.delivered import Delivered
 from ds_train.train.due import Position, is_due
-from ds_train.train.early import judge
+from ds_train.train.evaluation import evaluate_held_out
 from ds_train.train.guard import DivergenceGuard, StopRequest
 from ds_train.train.late import late_curriculum
 from ds_train.train.refresh import Refresher
 from ds_train.train.run import Run
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
-from ds_train.train.step import evaluate_batches, train_step
+from ds_train.train.step import dropout_seed, train_step
 from ds_train.train.tasks import TaskEvaluations
-from ds_train.train.unfreeze import stage_at
+from ds_train.train.unfreeze import join_layers
 
 
 def run(config: RunConfig) -> int:
@@ -92,8 +90,6 @@ class Loop:
         guard = DivergenceGuard(
             run.paths, run.data, run.plan, fp16=run.config.model.dtype == "fp16"
         )
-        if self.facts.ended_early:
-            return
         if run.config.evaluate.at_start and self.facts.step == 0 != self.facts.evaluated_step:
             self._evaluate()
         elif self._owes_evaluation():
@@ -104,7 +100,7 @@ class Loop:
             self._evaluate_tasks()
         try:
             if self.facts.ended_early:
-                self._end_early()
+                self._finish()
                 return
             for steps in self.refresher.stretches(self.facts.step):
                 self.facts = replace(self.facts, refreshed=self.refresher.fingerprints)
@@ -112,7 +108,7 @@ class Loop:
                     if self._step(step, batches, guard):
                         return
                     if self.facts.ended_early:
-                        self._end_early()
+                        self._finish()
                         return
             self._finish()
         finally:
@@ -132,9 +128,9 @@ class Loop:
     def _step(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
         """One step and what is due after it; True when the run was asked to stop."""
         run, began = self.run, time.perf_counter()
-        torch.manual_seed(_dropout_seed(run.config.train.seed, step, run.ranks.rank))
+        torch.manual_seed(dropout_seed(run.config.train.seed, step, run.ranks.rank))
         before = self._position(step)
-        self._thaw(before)
+        self.facts = join_layers(run, self.facts, before, self._say)
         rate = self.schedule.rate(step)
         num_supervised = run.plan.num_supervised(step)
         result = train_step(
@@ -180,79 +176,41 @@ class Loop:
             self._save()
         return False
 
-    def _thaw(self, position: Position) -> None:
-        """Gradual unfreezing: the layers that join at this step."""
-        joined = self.facts.joined_at
-        engine = self.run.engine
-        stage = stage_at(self.run.config.train.unfreeze, position)
-        if (stage := min(stage, engine.last_stage)) > len(joined):
-            updates = [engine.num_updates] * (stage - len(joined))
-            self.facts = replace(self.facts, joined_at=[*joined, *updates])
-            engine.thaw(stage)
-            self._say(f"unfreezing: stage {stage} trains from step {position.step + 1:,} on")
-
     def _position(self, step: int) -> Position:
         plan = self.run.plan
         return Position(step, plan.tokens_before(step), plan.epoch(step))
 
     def _owes_evaluation(self) -> bool:
         """Whether the run was stopped after a step whose evaluation was due and not made."""
-        facts, every = self.facts, self.run.config.evaluate.every
-        if facts.step == 0 or facts.evaluated_step in (None, facts.step):
+        step, evaluated = self.facts.step, self.facts.evaluated_step
+        if step == 0 or evaluated in (None, step):
             return False
-        before, after = self._position(facts.step - 1), self._position(facts.step)
-        return is_due(every, before, after)
-
-    def _end_early(self) -> None:
-        """Evaluations got no better: the checkpoint says so, and the best one is kept beside it."""
-        self._save()
-        self.delivered.write(self.run.paths, self._say)
-        early = self.run.config.train.early_stopping
-        assert early is not None
-        self._say(
-            f"ended early: {early.metric} was not better in {self.facts.num_not_better} "
-            f"evaluations; {self.facts.step:,} steps; everything lies in "
-            f"{quoted(self.run.paths.root)}, the best checkpoint under its name `best`"
-        )
+        every = self.run.config.evaluate.every
+        return is_due(every, self._position(step - 1), self._position(step))
 
     def _finish(self) -> None:
+        """The last evaluation, unless one has just ended the run early, and the last checkpoint."""
         if self.facts.step > self.run.start.step:
-            self._evaluate()
+            if not self.facts.ended_early:
+                self._evaluate()
             self._evaluate_tasks()
             self._save()
             self.delivered.write(self.run.paths, self._say)
+        why = f" (ended early, {self.facts.num_not_better} evaluations were not better)"
         self._say(
-            f"done: {self.facts.step:,} steps; everything lies in {quoted(self.run.paths.root)}"
+            f"done: {self.facts.step:,} steps{why if self.facts.ended_early else ''}; everything "
+            f"lies in {quoted(self.run.paths.root)}"
         )
 
     def _evaluate(self) -> None:
         run = self.run
         if run.data.evaluated is None:
             return
-        began = time.perf_counter()
-        result = evaluate_batches(run.engine, run.build_validation(), run.data.evaluated)
-        shares = run.rank() if run.config.evaluate.rank_classification else {}
-        numbers: dict[str, Any] = {
-            "loss": result.loss,
-            "perplexity": math.exp(min(result.loss, 700.0)),
-            "bits_per_byte": result.bits_per_byte,
-            "token_accuracy": result.token_accuracy,
-            "rank_accuracy": shares.get("rank_accuracy"),
-        }
-        early = run.config.train.early_stopping
-        self.facts, best = judge(self.facts, numbers, early)
-        self._report(
-            EvaluationRecord(
-                step=self.facts.step,
-                tokens=result.num_tokens,
-                seconds=time.perf_counter() - began,
-                best=best,
-                rank_chance=shares.get("rank_chance"),
-                **numbers,
-            )
-        )
+        self.facts, record = evaluate_held_out(run, self.facts)
+        self._report(record)
         # with early stopping the untrained model may turn out to be the best one
-        if best and run.config.checkpoint.best and (self.facts.step > 0 or early is not None):
+        counts = self.facts.step > 0 or run.config.train.early_stopping is not None
+        if record.best and counts and run.config.checkpoint.best:
             self._save()
             if run.ranks.is_main:
                 name = run.paths.checkpoint(self.facts.step).name
@@ -283,9 +241,3 @@ class Loop:
     def _report(self, record: Record) -> None:
         if self.reporter is not None:
             self.reporter.write(record)
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Dropout depends on nothing but this, so that a resumed run draws the same masks."""
-    digest = hashlib.blake2b(f"dropout {seed} {step} {rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1

@@ -9,6 +9,7 @@ over candidate answers are sums over a known number of examples in the same way 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,12 @@ class StepResult:
     """Some rank was asked to stop."""
     peak_memory_bytes: int
     """Of the rank that has taken most, up to this step's last backward."""
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout depends on nothing but this, so that a resumed run draws the same masks."""
+    digest = hashlib.blake2b(f"dropout {seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def train_step(

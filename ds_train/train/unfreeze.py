@@ -7,14 +7,17 @@ epochs), so that a resumed run goes on with the same layers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.config.run import RunConfig
 from ds_train.config.train import UnfreezeConfig
 from ds_train.model.adapter import parameter_groups
 from ds_train.model.depth import Depths, lr_scale, num_stages, unfreezing_stage
 from ds_train.model.head import LanguageModel
 from ds_train.train.due import Position
+from ds_train.train.run import Run
 
 Say = Callable[[str], Any]
 
@@ -53,6 +56,18 @@ def optimizer_groups(model: LanguageModel, config: RunConfig, say: Say) -> list[
         rate_of=lambda name: rates.get(name, 1.0),
         stage_of=lambda name: stages.get(name, 0),
     )
+
+
+def join_layers(run: Run, facts: CheckpointFacts, position: Position, say: Say) -> CheckpointFacts:
+    """Let the layers train that join at a step; the facts know how many updates were made then."""
+    joined, engine = facts.joined_at, run.engine
+    stage = min(stage_at(run.config.train.unfreeze, position), engine.last_stage)
+    if stage <= len(joined):
+        return facts
+    updates = [engine.num_updates] * (stage - len(joined))
+    engine.thaw(stage)
+    say(f"unfreezing: stage {stage} trains from step {position.step + 1:,} on")
+    return replace(facts, joined_at=[*joined, *updates])
 
 
 def stage_at(unfreeze: UnfreezeConfig | None, position: Position) -> int:

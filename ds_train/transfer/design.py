@@ -167,12 +167,14 @@ def _rates(transfer: TransferConfig, cells: Sequence[Cell]) -> Any:
     rates = transfer.learning_rates
     if not isinstance(rates, dict):
         return rates
-    if unknown := sorted(set(rates) - set(transfer.arms)):
+    names = [cell.name for cell in cells]
+    if unknown := sorted(set(rates) - {*transfer.arms, *names}):
         raise ConfigError(
             f"transfer.learning_rates.{unknown[0]}: is not one of the arms "
-            f"{', '.join(transfer.arms)}."
+            f"{', '.join(transfer.arms)}, nor one of them at a size ({', '.join(names[:2])}, ...)."
         )
-    return {cell.name: rates[cell.arm] for cell in cells if cell.arm in rates}
+    found = {cell.name: rates.get(cell.name, rates.get(cell.arm)) for cell in cells}
+    return {name: grid for name, grid in found.items() if grid is not None}
 
 
 def arm_settings(base: RunConfig, cell: Cell) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -36,7 +36,19 @@ def transfer_command(comparison: Comparison, design: Design, say: Say = print) -
     ) -> None:
         write_transfer_report(design, done, results, failed, tell)
 
-    return run_comparison(comparison, say, report)
+    tried = design.transfer.rate_seeds
+    if tried is None or comparison.compare.learning_rates is None:
+        return run_comparison(comparison, say, report)
+    tuning = [run for run in comparison.runs if run.seed in comparison.compare.seeds[:tried]]
+    found: list[RunResult] = []
+    code = run_comparison(
+        replace(comparison, runs=tuning), say, lambda _, results, *rest: found.extend(results)
+    )
+    if not found:
+        return code  # it was asked to stop
+    rates = best_rates(found, comparison.compare)
+    others = [run for run in comparison.runs if run not in tuning and run.rate == rates[run.arm]]
+    return run_comparison(replace(comparison, runs=[*tuning, *others]), say, report)
 
 
 def write_transfer_report(
@@ -144,6 +156,12 @@ def notes(cells: Sequence[CellSummary], design: Design, before: dict[str, float]
         "weights need is read off their line over log data; > and < say that it lies beyond the "
         "sizes measured."
     )
+    tried = design.transfer.rate_seeds
+    if tried is not None and tried < len(design.transfer.seeds):
+        many = "the first seed" if tried == 1 else f"the first {tried} seeds"
+        lines.append(
+            f"Learning rates were tried on {many}; the others trained at the best one of these."
+        )
     for arm, fit in fits(cells).items():
         lines.append(f"Effective data transferred, {arm}: {_fit(fit)}")
     if len(design.transfer.seeds) < 2:

@@ -79,7 +79,9 @@ def test_ends_after_two_evaluations_that_are_not_better(two: Results, inputs: Pa
     best = losses.index(min(losses))
     assert 0 < best == len(losses) - 3  # else this recipe shows nothing
     assert len(two["early"]["losses"]) == found[-1][0] < 30
-    assert any(line.startswith("ended early: loss was not better") for line in two["early"]["said"])
+    assert any(
+        "(ended early, 2 evaluations were not better)" in line for line in two["early"]["said"]
+    )
     paths = RunPaths(inputs / "runs" / "early")
     latest, chosen = latest_checkpoint(paths), chosen_checkpoint(paths)
     assert latest is not None and chosen is not None

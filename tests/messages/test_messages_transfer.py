@@ -187,7 +187,10 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "transfer",
         {"transfer": {"learning_rates": {"wram": [1e-3]}}},
-        ["transfer.learning_rates.wram: is not one of the arms warm, random."],
+        [
+            "transfer.learning_rates.wram: is not one of the arms warm, random, nor one of them at "
+            "a size (warm-all, random-all, ...)."
+        ],
     ),
     (
         "transfer",

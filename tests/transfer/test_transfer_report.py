@@ -193,6 +193,31 @@ def test_picture(recipe: dict[str, Any], measured: None) -> None:
     assert plot.plot_ladder is report.plot_ladder
 
 
+def test_rates_are_tried_on_the_first_seeds_only(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, measured: None
+) -> None:
+    grids = {"warm": [1e-3, 1e-2], "random": list(RATES), "random-10kB": [1e-2]}
+    comparison, design = plan(
+        recipe, rate_seeds=1, learning_rates=grids, seeds=[3, 1, 2], random_sizes=[]
+    )
+    asked: list[list[str]] = []
+
+    def run(comparison: Comparison, say: Any, write: Any) -> int:
+        asked.append([one.name for one in comparison.runs])
+        write(comparison, finished(comparison), [], lambda text: None)
+        return 0
+
+    monkeypatch.setattr(report, "run_comparison", run)
+    assert report.transfer_command(comparison, design) == 0
+    tuning, everything = asked
+    assert len(tuning) == 2 + 3 + 2 + 1 and all("/seed-3/" in name for name in tuning)
+    others = [name for name in everything if name not in tuning]
+    assert len(others) == 4 * 2 and all(name.endswith("/lr-0.01") for name in others)
+    text = Path("out/transfer.md").read_text()
+    assert "Learning rates were tried on the first seed; the others trained at the best" in text
+    assert "| warm | 0.01 | 3 |" in text
+
+
 def test_the_command_plans_checks_and_runs(
     recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
