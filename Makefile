@@ -1,4 +1,4 @@
-# make quickstart | install | op | test | check | clean; `make help` says what each does.
+# make quickstart | fewshot-demo | install | op | test | check | clean; `make help` says what each does.
 # Everything happens in .venv; PYTHON names the interpreter that makes it.
 
 PYTHON ?= python3
@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart op test test-fast test-distributed check clean
+.PHONY: help install quickstart fewshot-demo op test test-fast test-distributed check clean
 
 help:
 	@echo "make install      virtual environment in .venv with pinned versions"
 	@echo "make quickstart   the main job on an embedded tiny model, no download; under 5 minutes"
+	@echo "make fewshot-demo few-shot and in-context training against their controls; under 5 minutes"
 	@echo "make op           compile the kernels of the fused loss ahead of their first use"
 	@echo "make test         all tests: the fast ones, then those that start the deepspeed launcher"
 	@echo "make check        formatter, linter, types, layers"
@@ -31,6 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/ds-train quickstart
+
+fewshot-demo: install
+	$(BIN)/ds-train fewshot --demo runs/fewshot_demo
 
 op: install
 	$(BIN)/ds-train build
