@@ -128,7 +128,7 @@ def _values_and_pools(
     say: Say,
     scores: DifficultyScores | None,
 ) -> tuple[Floats | None, list[Pool]]:
-    """What orders the samples [N] where they are ordered, and the pool of each group."""
+    """What windows are sorted by [N], where there are windows, and the pool of each group."""
     store, seed, curriculum = prepared.train, config.train.seed, ordering(config)
     values = None if curriculum is None else _ordered_by(config, curriculum, prepared, scores, say)
     if config.data.mixture is None:
@@ -141,7 +141,8 @@ def _values_and_pools(
             pools.append(Pool(own, len(own), curriculum, of_own, seed, name))
     if curriculum is not None and curriculum.window is None:
         _raise_small_pools(config, curriculum, store, pools, length, say)
-    return values, pools
+    in_windows = curriculum is not None and curriculum.window is not None
+    return values if in_windows else None, pools  # pools have their order: one array is enough
 
 
 def _ordered_by(
@@ -180,7 +181,7 @@ def _source_facts(
 
 def _members(store: TokenStore, source: int) -> NDArray[np.uint32]:
     """Samples of one source, ascending."""
-    step = 1 << 20  # stretches: the indices that numpy finds have 8 bytes
+    step = 1 << 18  # stretches: the indices that numpy finds have 8 bytes
     parts = [
         (start + np.flatnonzero(store.sources[start : start + step] == source)).astype(np.uint32)
         for start in range(0, store.num_samples, step)

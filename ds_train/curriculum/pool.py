@@ -39,7 +39,7 @@ class Pool:
         self.num_samples = num_samples
         self.minimum = 1
         """A pool is never smaller than this."""
-        self._members = None if members is None else members.astype(np.uint32)
+        self._members = None if members is None else members.astype(np.uint32, copy=False)
         self._values, self._curriculum = values, curriculum
         self._order: NDArray[np.uint32] | None = None
         if curriculum is not None:
@@ -121,7 +121,7 @@ def difficulty_order(
 
 def _stretches(num_samples: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of stretches so short that arrays of their size cost nothing."""
-    step = 1 << 20
+    step = 1 << 18
     for start in range(0, num_samples, step):
         yield start, min(num_samples, start + step)
 

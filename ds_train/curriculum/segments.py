@@ -23,7 +23,7 @@ from ds_train.curriculum.scores import DifficultyScores
 from ds_train.errors import NotScoredYet
 
 Make = Callable[[DifficultyScores | None], tuple[Floats | None, Sequence[Pool]]]
-"""From difficulties to what samples are ordered by [N], and the pool of each group."""
+"""From difficulties to what windows are sorted by [N], and the pool of each group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Segment:
     scores: DifficultyScores | None
     """None where nothing is ordered by difficulty."""
     values: Floats | None
-    """float32 [N] what samples are ordered by: the scores, or places within their strata."""
+    """float32 [N] what windows are sorted by: the scores, or places within their strata."""
     pools: Sequence[Pool]
     """Of each group of samples."""
 
