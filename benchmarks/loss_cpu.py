@@ -171,8 +171,9 @@ def text(facts: dict[str, Any], results: Results, peers: tuple[Peer, ...], took:
         "changing order. `x eager` is the median over the rounds of eager's time by this "
         "provider's in the same round; above 1 is faster. CPU time is that of all threads, which "
         "other programs disturb less. `extra MiB` is the high-water mark of the resident set "
-        "beyond inputs and returned gradients, and `kept MiB` what stays between calls "
-        "(`loss_memory.py` has the formula). Errors are relative, against fp64. Timed calls "
+        "in a process's first call, beyond inputs and returned gradients; `kept MiB`, a part of "
+        "it, is what stays for the next ones (`loss_memory.py` has the formula). Errors are "
+        "relative, against fp64. Timed calls "
         f"of a provider and case stop after {facts['seconds']:g} s; one whose call would take "
         f"longer than {facts['one_call_seconds']:g} s is left out.",
         "\n".join(f"- {peer.name}: {peer.about}" for peer in peers),

@@ -1,10 +1,13 @@
-"""Peak memory of one peer on a CPU: high-water mark of the resident set, in a process of its own.
+"""Peak memory of one peer on a CPU: high-water mark of the resident set, a process for each case.
 
-    extra = VmHWM during the second call - VmRSS before it - bytes of the gradients that it returns
+    extra = VmHWM during the first call - VmRSS before it - bytes of the gradients that it returns
+    kept  = VmRSS after everything it returned is freed - VmRSS before
 
-Inputs and what the first call left behind (code, tables, caches) are in both and cancel; the kernel
-resets the mark through /proc/self/clear_refs. Every allocation of a page and more goes to the
-system and back at once (MALLOC_MMAP_THRESHOLD_), so that no reuse hides one. Linux only.
+So the working memory that a process keeps for its next calls counts. Code was loaded before, by a
+problem of a few numbers; a peer that compiles for each shape did so in a whole call, so that what
+that left behind is not seen. The mark is reset through /proc/self/clear_refs. Every
+allocation of a page and more goes to the system and back at once (MALLOC_MMAP_THRESHOLD_), so that
+no reuse hides one. Linux only.
 """
 
 from __future__ import annotations
@@ -14,55 +17,56 @@ import ctypes
 import gc
 import multiprocessing
 import os
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from loss_inputs import DTYPES, Case, Inputs
-from loss_peers import Peer, peer_named
+from loss_peers import LossFunction, Peer, peer_named
 from loss_rounds import Call
 
 _PATTERN_ROWS = 997
+_FEW_NUMBERS = (8, 32, 64)
 _STATUS = Path("/proc/self/status")
 
 
 def measured_peaks(
     peer: Peer, cases: list[Case], timeout_seconds: float
 ) -> list[tuple[int, int] | str]:
-    """(extra bytes, bytes kept between calls) of each case of one shape and dtype, or a reason."""
+    """(extra bytes, bytes kept after the call) of each case, or a reason."""
     if not _STATUS.exists():
         return ["measured on Linux only"] * len(cases)
     os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")
+    return [_measured_peak(peer, case, timeout_seconds) for case in cases]
+
+
+def _measured_peak(peer: Peer, case: Case, timeout_seconds: float) -> tuple[int, int] | str:
     # children come from a server that has imported everything and computed nothing
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["loss_memory_preload"])
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(send, peer.name, cases), daemon=True)
+    process = context.Process(target=_child, args=(send, peer.name, case), daemon=True)
     process.start()
     send.close()
-    results: list[tuple[int, int] | str] = []
-    while len(results) < len(cases):
-        try:
-            if not receive.poll(timeout_seconds):
-                results.append(f"took longer than {timeout_seconds:.0f} s")
-                break
-            results.append(receive.recv())
-        except EOFError:
-            results.append("the process ended early")
-            break
+    result: tuple[int, int] | str
+    try:
+        if receive.poll(timeout_seconds):
+            result = receive.recv()
+        else:
+            result = f"took longer than {timeout_seconds:.0f} s"
+    except EOFError:
+        result = "the process ended early"
     process.kill()
     process.join()
-    return results + results[-1:] * (len(cases) - len(results))
+    return result
 
 
-def _child(send: Connection, name: str, cases: list[Case]) -> None:
-    peer = peer_named(name)
-    inputs = _inputs(cases[0])
-    for case in cases:
-        try:
-            send.send(_peak(peer, case, inputs))
-        except Exception as error:  # noqa: BLE001 (any failure is this case's reason)
-            send.send(f"{type(error).__name__}: {error}"[:120])
+def _child(send: Connection, name: str, case: Case) -> None:
+    try:
+        send.send(_peak(peer_named(name), case, _inputs(case)))
+    except Exception as error:  # noqa: BLE001 (any failure is this case's reason)
+        send.send(f"{type(error).__name__}: {error}"[:120])
 
 
 def _inputs(case: Case) -> Inputs:
@@ -79,21 +83,25 @@ def _inputs(case: Case) -> Inputs:
 def _peak(peer: Peer, case: Case, inputs: Inputs) -> tuple[int, int]:
     loss = peer.make(case, inputs.hidden.device)
     call = Call(loss, case, inputs)
-    # code is loaded by a few tokens; what the first whole call leaves behind is what is kept
-    few = call if peer.compiles else Call(loss, case, inputs, max(1, case.tokens // 64))
+    # code is loaded, and whatever is made once, by a problem of a few numbers
+    few = call if peer.compiles else _small_call(loss, case)
     few()
     few.clear()
-    before = _settled()
-    call()
-    call.clear()
     base = _settled()
     Path("/proc/self/clear_refs").write_text("5")
     call()
     peak = _status_bytes("VmHWM")
     gradients = [x.grad for x in (call.hidden, call.weight) if x.grad is not None]
     returned = sum(x.numel() * x.element_size() for x in gradients)
+    del gradients
     call.clear()
-    return max(0, peak - base - returned), max(0, base - before)
+    return max(0, peak - base - returned), max(0, _settled() - base)
+
+
+def _small_call(loss: LossFunction, case: Case) -> Call:
+    tokens, dim, vocab = _FEW_NUMBERS
+    small = replace(case, tokens=tokens, dim=dim, vocab=vocab)
+    return Call(loss, small, _inputs(small))
 
 
 def _settled() -> int:
