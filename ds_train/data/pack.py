@@ -32,7 +32,7 @@ from ds_train.data.mix import Ints
 WINDOW = 8192
 """Samples per window. Measured on 1M samples (chat-like lengths in rows of 2,048; lengths 5-80 in
 rows of 4,096): windows of 1,024 fill 99.5 % and 95.5 %, of 8,192 99.9 % and 99.4 %, of 16,384
-99.97 % and 99.7 %; all of them in 0.4-0.6 s."""
+99.97 % and 99.7 %. Those of 8,192 take 0.14 s and 0.04 s."""
 
 
 def pack_rows(
