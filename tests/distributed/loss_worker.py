@@ -7,10 +7,7 @@ NAME.json gets the loss, and the gradients' ratio to the truth and error, of the
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +17,19 @@ from torch import Tensor
 
 from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch
-from ds_train.engine.engine import Engine, build_engine, start_process_group, stop_process_group
+from ds_train.engine.engine import Engine, build_engine
 from ds_train.engine.ranks import Ranks
 from ds_train.model.adapter import choose_trainable, parameter_groups
 from ds_train.model.head import LanguageModel
 from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.ds_config import resolve_ds_config, use_coalesced_reduction
+from ds_train.train.objective import TokenObjective
 from ds_train.train.step import evaluate_batches, train_step
 
 # the package of this folder, which the launcher's child does not know
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from distributed import fused_loss_cases as cases
+from distributed.run_plan import run_plan
 
 
 def engine_of(config: RunConfig, kind: str, ranks: Ranks) -> Engine:
@@ -69,7 +68,7 @@ def compared(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, floa
     return {"ratio": ratio.item(), "error": ((one - other).norm() / other.norm()).item()}
 
 
-def one_step(item: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
+def one_step(item: dict[str, Any], plan_file: Path, ranks: Ranks) -> dict[str, Any]:
     config = RunConfig.model_validate(item["recipe"])
     engine = engine_of(config, item["kind"], ranks)
     batches = batches_of(item["masked"], item["micro"], ranks)
@@ -78,13 +77,13 @@ def one_step(item: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
     step = train_step(
         engine,
         batches,
-        num_supervised=int((labels != cases.IGNORE).sum()),
+        objective=TokenObjective(int((labels != cases.IGNORE).sum())),
         learning_rate=0.01,
         stop=False,
     )
     keep = 1 - config.train.adam_beta1
     got = {name: state["exp_avg"] / keep for name, state in engine.read_states()}
-    exact = torch.load(folder / f"truth-{item['kind']}-{item['masked']}.pt")
+    exact = torch.load(plan_file.parent.parent / f"truth-{item['kind']}-{item['masked']}.pt")
     head = cases.head_of(item["kind"])
     result = {"loss": step.loss, "evaluation": evaluation.loss}
     for part, names in {"head": {head}, "body": set(exact) - {head}}.items():
@@ -93,23 +92,5 @@ def one_step(item: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
     return result
 
 
-def main() -> None:
-    """Every item of the plan, in order."""
-    torch.set_num_threads(1)
-    plan_file = Path(next(a for a in sys.argv[1:] if not a.startswith("--")))
-    ranks = Ranks.from_environment()
-    start_process_group(ranks)
-    for item in json.loads(plan_file.read_text()):
-        try:
-            result = one_step(item, plan_file.parent.parent, ranks)
-        except Exception:  # noqa: BLE001 (a defect is a result too; the others would wait for it)
-            result = {"error": traceback.format_exc(), "kind": "defect"}
-        if ranks.is_main or result.get("kind") == "defect":
-            (plan_file.parent / f"{item['name']}.json").write_text(json.dumps(result))
-        if result.get("kind") == "defect":
-            os._exit(1)
-    stop_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_plan(one_step)

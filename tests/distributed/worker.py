@@ -11,22 +11,17 @@ beside it: step losses, gradient norms, evaluation losses, or the error.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ds_train.checkpoint import state
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import find_scores
 from ds_train.curriculum.scores import ScoreBook
 from ds_train.data.prepare import PreparedData, prepare_data
-from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
 from ds_train.model.write import save_tensors
@@ -36,6 +31,10 @@ from ds_train.train import loop
 from ds_train.train.guard import StopRequest
 from ds_train.train.run import Run
 from ds_train.train.setup import set_up
+
+# the package of this folder, which the launcher's child does not know
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from distributed.run_plan import run_plan
 
 
 class StopAfter(StopRequest):
@@ -108,27 +107,14 @@ def delivered_rows(run: Run) -> list[list[list[int]]]:
     return [[row.ravel().tolist() for row in run.plan.rows(step)] for step in steps]
 
 
-def main() -> None:
-    """All trainings of the plan, in order."""
-    torch.set_num_threads(1)
-    plan_file = Path(next(a for a in sys.argv[1:] if not a.startswith("--")))
-    ranks = Ranks.from_environment()
-    start_process_group(ranks)
-    for item in json.loads(plan_file.read_text()):
-        try:
-            config = RunConfig.model_validate(item["recipe"])
-            state.save_tensors = save_tensors
-            if "disk_full_at" in item:
-                state.save_tensors = fill_disk_at(item["disk_full_at"], ranks)
-            result = train(config, ranks, item.get("stop_after"))
-        except Exception:  # noqa: BLE001 (a defect is a result too; the others would wait for it)
-            result = {"error": traceback.format_exc(), "kind": "defect"}
-        if ranks.is_main or result.get("kind") == "defect":
-            (plan_file.parent / f"{item['name']}.json").write_text(json.dumps(result))
-        if result.get("kind") == "defect":
-            os._exit(1)
-    stop_process_group()
+def one_training(item: dict[str, Any], plan_file: Path, ranks: Ranks) -> dict[str, Any]:
+    """One item of the plan."""
+    config = RunConfig.model_validate(item["recipe"])
+    state.save_tensors = save_tensors
+    if "disk_full_at" in item:
+        state.save_tensors = fill_disk_at(item["disk_full_at"], ranks)
+    return train(config, ranks, item.get("stop_after"))
 
 
 if __name__ == "__main__":
-    main()
+    run_plan(one_training)
