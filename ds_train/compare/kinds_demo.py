@@ -134,10 +134,10 @@ def summary(folder: Path) -> str:
             title = f"{name}, {shots} demonstrations"
             lines.append(_line(title, _values(arms.get(arm), f"shots.{shots}.exact_match")))
     lines.append(f"one new task, fine-tuned on {SHOTS} examples of each of its four answers")
-    before = few["before"].get("exact_match")
+    before = few["before"].get("rank_accuracy")
     lines.append(_line("trained in episodes, before", [] if before is None else [before]))
     for arm, name in (("random_weights", "random weights"), ("trained", "trained in episodes")):
-        lines.append(_line(f"{name}, after", _values(rungs.get(arm), "exact_match")))
+        lines.append(_line(f"{name}, after", _values(rungs.get(arm), "rank_accuracy")))
     return "\n".join(lines)
 
 

@@ -137,8 +137,8 @@ def test_the_summary_names_both_gains(tmp_path: Path) -> None:
         arm("episodes", shots0_at_exact_match=[0.25, 0.25], shots8_at_exact_match=[0.9, 1.0]),
     ]
     (tmp_path / "episodes" / "compare.json").write_text(json.dumps({"arms": arms}))
-    rungs = [arm("trained", exact_match=[0.98]), arm("random_weights", exact_match=[0.5])]
-    few = {"rungs": rungs, "before": {"exact_match": 0.25}}
+    rungs = [arm("trained", rank_accuracy=[0.98]), arm("random_weights", rank_accuracy=[0.5])]
+    few = {"rungs": rungs, "before": {"rank_accuracy": 0.25}}
     (tmp_path / "few" / "fewshot.json").write_text(json.dumps(few))
     lines = [line.split() for line in summary(tmp_path).splitlines()]
     assert lines[2][-3:] == ["25.0%", "25.0%", "25.0%"]  # mean, seed by seed
@@ -166,10 +166,10 @@ def test_a_reduced_demo_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for metric in one["metrics"]
         if metric["metric"] == "shots.8.loss"
     }
-    # measured: see the docstring of ds_train/compare/kinds_demo.py for the whole of it
+    # far from the whole run's gain (benchmarks/results/fewshot_demo.md), and well beyond chance
     assert loss["episodes"] < 0.75 * loss["multitask"]
     few = json.loads((tmp_path / "few" / "fewshot.json").read_text())
     assert {one["arm"] for one in few["rungs"]} == {"trained", "random_weights"}
-    assert "exact_match" in few["before"]
+    assert 0 <= few["before"]["rank_accuracy"] <= 1
     text = "\n".join(said)
     assert "not measured" not in text and f"everything lies in {tmp_path}" in text
