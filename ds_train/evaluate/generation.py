@@ -31,7 +31,7 @@ def generator(
     scorer: RequestScorer, tokenizer: Any, seed: int = 1234
 ) -> Callable[[Sequence[Prompt]], list[str]]:
     """Continues prompts with a scorer's model; a collective call where it has several ranks."""
-    whole = isinstance(scorer.computes, LanguageModel)
+    whole = isinstance(scorer.computes, LanguageModel) or getattr(scorer.computes, "stage", 3) < 3
 
     def generate(prompts: Sequence[Prompt]) -> list[str]:
         return generate_texts(

@@ -66,6 +66,7 @@ class TaskEvaluations:
         """`TaskRun` with the engine."""
         if self._ready is None:
             # lm_eval is imported here, for runs that ask for it
+            from ds_train.evaluate.generation import generator
             from ds_train.evaluate.task_model import TaskModel
             from ds_train.evaluate.task_options import TaskOptions
             from ds_train.evaluate.tasks import TaskRun, TaskSettings
@@ -88,6 +89,6 @@ class TaskEvaluations:
                     normalise=tuple(evaluate.normalise),
                 ),
             )
-            asked = TaskModel(scorer, tokenizer)
+            asked = TaskModel(scorer, tokenizer, generate=generator(scorer, tokenizer))
             self._ready = TaskRun(open_recipe_tasks(run.config), settings, asked, self._say)
         return self._ready
