@@ -26,6 +26,7 @@ from ds_train.data.labelled import labels_of, templates_of
 from ds_train.data.read import Row, read_rows
 from ds_train.data.renderings import (
     all_choices,
+    check_same_words,
     keeps_examples,
     plan_labels,
     recipe_wants_examples,
@@ -181,13 +182,16 @@ def _plan_source(
     if keeps and form.name in LABELLED_FORMATS:
         # Where the only training source has its labels in the data, a validation source may lack
         # some of them, and has the same classes all the same.
+        trained = [one for one in before if one.labels is not None and not one.source.validation]
         found = [
-            one.labels.words or ()
-            for one in before
-            if one.labels is not None and not one.source.validation and not one.source.config.labels
+            one.labels.words
+            for one in trained
+            if one.labels is not None and one.labels.words and not one.source.config.labels
         ]
         known = found[0] if source.validation and len(found) == 1 else ()
         labels = plan_labels(config, source, form, loss_on, over_length, known)
+        if source.validation:
+            check_same_words(source, labels, [one.source for one in trained])
     return SourcePlan(source, form, loss_on, over_length, labels, keeps)
 
 

@@ -142,6 +142,24 @@ def _check_words(source: Source, words: Sequence[str], *, every: bool) -> None:
         )
 
 
+def check_same_words(source: Source, labels: Labels, trained: Sequence[Source]) -> None:
+    """DataError where held-out labels are asked for as they stand, and trained on as words.
+
+    Args:
+        source: of validation.
+        trained: labelled sources of training.
+    """
+    words = set(labels.words or ())
+    for other in trained:
+        given = other.config.labels
+        if words and not source.config.labels and words <= given.keys() - set(given.values()):
+            raise DataError(
+                f"{source.field} ({source.name}): has the labels {list_names(sorted(words))}, for "
+                f"which {other.field}.labels gives other words; the model would be asked for what "
+                f"it has never seen. Give {source.field} the same labels."
+            )
+
+
 class ExampleTokeniser:
     """Turns the rows of one labelled source into samples."""
 

@@ -144,6 +144,26 @@ def test_validation_has_the_classes_of_training(model: Path, tmp_path: Path) -> 
     assert data.validation is not None and data.validation.num_samples == 1  # not ranked
 
 
+def test_validation_without_the_words_of_training_is_refused(model: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": i % 2} for i in range(8)]
+    test = {"path": write_jsonl(tmp_path / "test.jsonl", rows), "name": "test"}
+    words = {"0": "bad", "1": "good"}
+    with pytest.raises(DataError) as caught:
+        prepared(model, tmp_path, rows, labels=words, data={"validation": {"sources": [test]}})
+    assert str(caught.value) == (
+        "data.validation.sources[0] (test): has the labels 0, 1, for which data.train[0].labels "
+        "gives other words; the model would be asked for what it has never seen. Give "
+        "data.validation.sources[0] the same labels."
+    )
+    same = {"validation": {"sources": [{**test, "labels": words}]}}
+    assert prepared(model, tmp_path, rows, labels=words, data=same).validation is not None
+    itself = {"bad": "bad", "good": "good"}
+    rows = [{"text": f"t{i}", "label": ("bad", "good")[i % 2]} for i in range(8)]
+    test = {"path": write_jsonl(tmp_path / "words.jsonl", rows)}
+    plain = {"validation": {"sources": [test]}}
+    assert prepared(model, tmp_path, rows, labels=itself, data=plain).validation is not None
+
+
 def test_several_labels_may_stand_for_one_word(model: Path, tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "label": i % 3} for i in range(9)]
     data = prepared(model, tmp_path, rows, labels={"0": "bad", "1": "bad", "2": "good"})
