@@ -94,9 +94,11 @@ class Course:
 
     def _announce(self, num_left: int) -> None:
         compare, total = self.compare, len(self.comparison.runs)
-        product = f"{_count(len(compare.arms), 'arm')} x {_count(len(compare.seeds), 'seed')}"
+        num_arms = len({spec.arm for spec in self.comparison.runs})
+        num_seeds = len({spec.seed for spec in self.comparison.runs})
+        product = f"{_count(num_arms, 'arm')} x {_count(num_seeds, 'seed')}"
         if compare.learning_rates is not None:
-            product += f" x {total / (len(compare.arms) * len(compare.seeds)):.3g} learning rates"
+            product += f" x {_count_mean(total / (num_arms * num_seeds), 'learning rate')}"
         slot = self.slots[0]
         place = f"GPU {', '.join(map(str, slot.gpus))}" if slot.gpus else "the CPU"
         if len(self.slots) > 1 and slot.gpus:
@@ -174,6 +176,13 @@ class Course:
         self._report(self.comparison, results, self._failed, self._say)
         self._say(f"table, numbers and runs lie in {self.comparison.folder}")
         return 1 if self._failed else 0
+
+
+def _count_mean(number: float, what: str) -> str:
+    """`3 learning rates`; arms can have grids of different lengths."""
+    return (
+        _count(int(number), what) if number == int(number) else f"{number:.1f} {what}s on average"
+    )
 
 
 def _count(number: int, what: str) -> str:

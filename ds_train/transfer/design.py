@@ -44,8 +44,10 @@ class Cell:
             return "all"
         if self.unit == "samples":
             return str(self.amount)
-        whole, rest = divmod(self.amount, 1000)
-        return f"{self.amount}B" if rest else f"{whole}kB"
+        for size, name in ((10**6, "MB"), (10**3, "kB")):
+            if self.amount % size == 0:
+                return f"{self.amount // size}{name}"
+        return f"{self.amount}B"
 
     @property
     def name(self) -> str:

@@ -138,7 +138,9 @@ def _equivalent(one: CellSummary) -> list[str]:
 def _amount(cell: Cell, amount: int | None) -> str:
     if amount is None:
         return "all"
-    return f"{amount / 1000:,.1f} kB" if cell.unit == "bytes" else f"{amount:,}"
+    if cell.unit == "samples":
+        return f"{amount:,}"
+    return f"{amount / 1e6:,.1f} MB" if abs(amount) >= 1e6 else f"{amount / 1e3:,.1f} kB"
 
 
 def notes(cells: Sequence[CellSummary], design: Design, before: dict[str, float]) -> list[str]:
