@@ -46,6 +46,7 @@ LAYERS: dict[str, int] = {
     "ds_train.evaluate.generation": 5,
     "ds_train.evaluate.generation_settings": 3,
     "ds_train.evaluate.ranking": 5,
+    "ds_train.evaluate.prefix_rows": 2,
     "ds_train.evaluate.requests": 2,
     "ds_train.evaluate.sharing": 3,
     "ds_train.evaluate.scorer": 5,

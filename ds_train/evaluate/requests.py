@@ -23,14 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_train.errors import DataError
+from ds_train.evaluate.prefix_rows import MAX_TREE_NODES, Row, Sharing, prefix_rows
 
 Ints = NDArray[np.int64]
 
-MAX_TREE_NODES = 4096
-"""Of a row that branches: its mask has this number squared as its size."""
-
-_LEAST_SHARE = 8
-"""Inputs with less than this part of their new tokens in common (a BOS, say) stay apart."""
+PAD_MULTIPLE = 16
+"""Rows of such lengths: attention on a CPU takes up to twice as long just below one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +41,6 @@ class Request:
     """[at least 1]"""
 
 
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """When beginnings that requests have in common are computed once."""
-
-    max_depth: int
-    """Requests of more tokens stand alone (attention windows end there); 0 shares nothing."""
-    token_cost: float
-    """Cost of a token in all but attention, in units of attending to one token."""
-
-
-NOTHING_SHARED = Sharing(max_depth=0, token_cost=1.0)
-
-
 @dataclass(frozen=True)
 class ScoreBatch:
     """Rows that are computed in one forward pass."""
@@ -63,7 +48,7 @@ class ScoreBatch:
     input_ids: Ints
     """[rows, length]; padding is 0"""
     position_ids: Ints | None
-    """[rows, length], the depth of each token; None where no row branches."""
+    """[rows, length], depths; None where no row branches."""
     visible: NDArray[np.bool_] | None
     """[rows, length, length]: the second token is the first one's ancestor, or itself."""
     places: Ints
@@ -72,21 +57,6 @@ class ScoreBatch:
     """[n]: the token that is predicted there"""
     owners: Ints
     """[n]: number of the request that each label belongs to"""
-
-
-@dataclass(slots=True)
-class _Row:
-    """Inputs that share a row, in lexicographic order, with the length of what each shares."""
-
-    members: list[int]
-    shared: list[int]
-    num_nodes: int
-    deepest: int
-    """Tokens of the longest input; equal to num_nodes where nothing branches."""
-
-    @property
-    def branches(self) -> bool:
-        return self.num_nodes > self.deepest
 
 
 def fit(requests: Sequence[Request], max_length: int) -> tuple[list[Ints], list[Ints]]:
@@ -126,28 +96,28 @@ def plan_batches(
         batch_tokens: tokens of a batch, padding included; one row may have more.
     """
     inputs, labels = fit(requests, max_length)
-    rows = _rows(inputs, sharing, min(MAX_TREE_NODES, batch_tokens))
+    rows = prefix_rows(inputs, sharing, min(MAX_TREE_NODES, batch_tokens))
     # like with like, the longest first: memory that does not suffice is found at once
     rows.sort(key=lambda row: (row.branches, row.num_nodes), reverse=True)
-    groups: list[list[_Row]] = []
+    groups: list[list[Row]] = []
     for row in rows:
-        last = groups[-1] if groups else None
-        if (
-            last is None
-            or last[0].branches != row.branches
-            or (len(last) + 1) * last[0].num_nodes > batch_tokens
-        ):
-            groups.append([row])
-        else:
+        last = groups[-1] if groups else [row]
+        size = (len(last) + 1) * _padded(last[0].num_nodes)
+        if groups and last[0].branches == row.branches and size <= batch_tokens:
             last.append(row)
-    return BatchPlan(inputs, labels, groups)
+        else:
+            groups.append([row])
+    return BatchPlan(inputs, labels, groups, max_length)
 
 
 class BatchPlan:
     """All batches of a list of requests; one is made when it is asked for."""
 
-    def __init__(self, inputs: list[Ints], labels: list[Ints], groups: list[list[_Row]]) -> None:
+    def __init__(
+        self, inputs: list[Ints], labels: list[Ints], groups: list[list[Row]], max_length: int
+    ) -> None:
         self._inputs, self._labels, self._groups = inputs, labels, groups
+        self._max_length = max_length
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -172,7 +142,10 @@ class BatchPlan:
     def batch(self, index: int) -> ScoreBatch:
         """The tensors of one batch."""
         rows = self._groups[index]
-        length, branches = rows[0].num_nodes, rows[0].branches
+        num_nodes, branches = rows[0].num_nodes, rows[0].branches
+        length = _padded(num_nodes)
+        if not branches:  # positions are counted from the left, and a model may have no more
+            length = max(num_nodes, min(length, self._max_length))
         input_ids = np.zeros((len(rows), length), dtype=np.int64)
         depth = visible = None
         if branches:
@@ -209,41 +182,5 @@ class BatchPlan:
         )
 
 
-def _rows(inputs: list[Ints], sharing: Sharing, max_nodes: int) -> list[_Row]:
-    """Inputs in lexicographic order, neighbours in one row where that is cheaper."""
-    # big-endian bytes compare as the ids do
-    order = sorted(range(len(inputs)), key=lambda i: inputs[i].astype(">u4").tobytes())
-    rows: list[_Row] = []
-    for before, member in zip([None, *order], order, strict=False):
-        ids = inputs[member]
-        row = rows[-1] if rows else None
-        shared = 0 if before is None else _common(inputs[before], ids)
-        if row is None or not _is_better(row, len(ids), shared, sharing, max_nodes):
-            rows.append(_Row([member], [0], len(ids), len(ids)))
-            continue
-        row.members.append(member)
-        row.shared.append(shared)
-        row.num_nodes += len(ids) - shared
-        row.deepest = max(row.deepest, len(ids))
-    return rows
-
-
-def _common(first: Ints, second: Ints) -> int:
-    """Length of the beginning that two inputs have in common."""
-    length = min(len(first), len(second))
-    differs = first[:length] != second[:length]
-    return int(differs.argmax()) if differs.any() else length
-
-
-def _is_better(row: _Row, length: int, shared: int, sharing: Sharing, max_nodes: int) -> bool:
-    """Whether an input joins a row, where it costs less than in a row of its own."""
-    new, nodes = length - shared, row.num_nodes
-    if shared == nodes:
-        return True  # goes on where the row ends, or is the same: plain text to any model
-    if max(row.deepest, length) > sharing.max_depth or nodes + new > max_nodes:
-        return False
-    if shared * _LEAST_SHARE < new:
-        return False
-    alone = length * sharing.token_cost + length**2
-    together = new * sharing.token_cost + new * (new + 2 * nodes)
-    return together < alone
+def _padded(num_nodes: int) -> int:
+    return -(-num_nodes // PAD_MULTIPLE) * PAD_MULTIPLE

@@ -15,13 +15,8 @@ import torch
 from torch import Tensor
 
 from ds_train.errors import reason
-from ds_train.evaluate.requests import (
-    NOTHING_SHARED,
-    Request,
-    ScoreBatch,
-    Sharing,
-    plan_batches,
-)
+from ds_train.evaluate.prefix_rows import NOTHING_SHARED, Sharing
+from ds_train.evaluate.requests import Request, ScoreBatch, plan_batches
 
 MASKS = ("sdpa", "eager")
 """Attention implementations that take a mask of any form."""

@@ -8,6 +8,7 @@ lm_eval sees one process, and the contexts that it draws do not depend on the nu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ class TaskModel(LM):  # type: ignore[misc]
                 'end-of-sequence token to put before a text; set "bos_token" in its '
                 "tokenizer_config.json."
             )
+        self._backend = _backend(tokenizer)
         self._prefix_text = tokenizer.decode(self.prefix_token_id)
 
     @property
@@ -76,6 +78,11 @@ class TaskModel(LM):  # type: ignore[misc]
     def _tokenised(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
+        if self._backend is not None:
+            found = self._backend.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
+            return [one.ids for one in found]
         # longer than the model is no fault: what does not fit is cut from the left
         encoded = self.tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)
         ids: list[list[int]] = encoded["input_ids"]
@@ -185,3 +192,14 @@ def _space_moved(context: str, continuation: str) -> tuple[str, str]:
     if num_spaces == 0:
         return context, continuation
     return context[:-num_spaces], context[-num_spaces:] + continuation
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The fast tokenizer below that of transformers, which takes twice as long; None without."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        return None
+    inner = copy.deepcopy(inner)
+    inner.no_truncation()
+    inner.no_padding()
+    return inner

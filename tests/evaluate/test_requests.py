@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from ds_train.errors import DataError
-from ds_train.evaluate.requests import (
-    NOTHING_SHARED,
-    BatchPlan,
-    Request,
-    ScoreBatch,
-    Sharing,
-    plan_batches,
-)
+from ds_train.evaluate.prefix_rows import NOTHING_SHARED, Sharing
+from ds_train.evaluate.requests import BatchPlan, Request, ScoreBatch, plan_batches
 
 CHEAP_ATTENTION = Sharing(max_depth=1000, token_cost=1e6)
 """Whatever begins alike shares a row."""
@@ -107,9 +101,9 @@ def test_long_rows_do_not_grow_where_attention_costs_more_than_it_saves() -> Non
 
 
 def test_batches_hold_no_more_than_asked_padding_included() -> None:
-    plan = plan_batches(families(1), max_length=99, batch_tokens=48, sharing=Sharing(99, 20.0))
+    plan = plan_batches(families(1), max_length=99, batch_tokens=96, sharing=Sharing(99, 20.0))
     sizes = [plan.batch(index).input_ids for index in range(len(plan))]
-    assert all(ids.size <= 48 or ids.shape[0] == 1 for ids in sizes)
+    assert all(ids.size <= 96 or ids.shape[0] == 1 for ids in sizes)
     assert sum(ids.shape[0] for ids in sizes) > len(sizes)
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from ds_train.engine.ranks import Ranks
-from ds_train.evaluate.requests import NOTHING_SHARED, Request
+from ds_train.evaluate.prefix_rows import NOTHING_SHARED
+from ds_train.evaluate.requests import Request
 from ds_train.evaluate.scorer import RequestScorer
 from ds_train.model.head import LanguageModel
 from ds_train.model.tiny import tiny_model
