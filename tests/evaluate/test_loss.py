@@ -156,10 +156,29 @@ def test_the_table(tmp_path: Path, tiny_base: Path, sums: dict[str, Any]) -> Non
     result = evaluate_command(str(paths.root), base=True, max_samples=5, say=said.append)
     head, *rows = said[-1].splitlines()[1:]
     assert head.split() == [
-        *("samples", "supervised", "loss", "perplexity", "accuracy", "exact", "match")
+        *("samples", "supervised", "loss", "perplexity", "bits/byte", "accuracy", "exact", "match")
     ]
     assert rows[-1].split()[:2] == ["all", "5"] or len(rows) == 1
     assert result["num_samples"] == 5
+
+
+def test_bits_per_byte(tmp_path: Path, tiny_base: Path) -> None:
+    """The tiny tokenizer's tokens are bytes, and the end of a document has none."""
+    text = tmp_path / "text.jsonl"
+    texts = ["plain", "Grüße, 日本 🙂"]
+    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+    data = {
+        "train": [{"path": str(text)}],
+        "validation": {"sources": [{"path": str(text)}]},
+        "max_length": 64,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    paths = make_run(tmp_path / "run", tiny_base, "full", data=data)
+    result = evaluate_command(str(paths.root), base=True, say=_quiet)
+    num_bytes = sum(len(one.encode()) for one in texts)
+    assert result["supervised_tokens"] == num_bytes + len(texts)
+    bits = result["loss"] * result["supervised_tokens"] / math.log(2)
+    assert result["bits_per_byte"] == pytest.approx(bits / num_bytes)
 
 
 def test_messages(tmp_path: Path, tiny_base: Path, sums: dict[str, Any]) -> None:
