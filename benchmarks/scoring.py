@@ -35,7 +35,8 @@ from ds_train.curriculum.metrics.texts import TextDecoder, text_difficulty
 from ds_train.curriculum.metrics.tokens import token_difficulty
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.prepare import prepare_data
-from ds_train.data.store import SampleChunk, StoreWriter, TokenStore
+from ds_train.data.store import TokenStore
+from ds_train.data.store_writer import SampleChunk, StoreWriter
 from ds_train.data.workers import num_cores
 
 REPO = Path(__file__).resolve().parent.parent

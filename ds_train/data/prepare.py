@@ -32,7 +32,8 @@ from ds_train.data.renderings import (
     recipe_wants_examples,
 )
 from ds_train.data.sources import Source, list_names, resolve_sources
-from ds_train.data.store import StoreWriter, TokenStore, cannot_write, remove_store, store_fault
+from ds_train.data.store import TokenStore, cannot_write, remove_store, store_fault
+from ds_train.data.store_writer import StoreWriter
 from ds_train.data.templates import ChatTemplate, choose_template
 from ds_train.data.tokenise import Job, SourcePlan, tokenise_sources
 from ds_train.errors import DataError

@@ -24,7 +24,7 @@ from ds_train.data.labelled import content_hash
 from ds_train.data.read import Row
 from ds_train.data.renderings import ExampleTokeniser, Labels, OneSample
 from ds_train.data.sources import Source
-from ds_train.data.store import SampleChunk, StoreWriter
+from ds_train.data.store_writer import SampleChunk, StoreWriter
 from ds_train.data.templates import ChatTemplate
 from ds_train.data.types import TokenRow
 from ds_train.data.workers import num_cores, run_tasks

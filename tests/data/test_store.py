@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds_train.data.store import SampleChunk, StoreWriter, TokenStore, sample_hash, store_fault
+from ds_train.data.store import TokenStore, store_fault
+from ds_train.data.store_writer import SampleChunk, StoreWriter, sample_hash
 from ds_train.errors import DataError
 
 
