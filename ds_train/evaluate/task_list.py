@@ -157,7 +157,7 @@ def _manager(task_path: str | Path | None, include_defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._factory import TaskFactory
 
-    class Factory(TaskFactory):  # type: ignore[misc]
+    class Factory(TaskFactory):
         """Makes paths of data files absolute before a task reads them."""
 
         def _load_full_config(

@@ -24,7 +24,7 @@ Generate = Callable[[Sequence[Prompt]], list[str]]
 """The continuation of each prompt."""
 
 
-class TaskModel(LM):  # type: ignore[misc]
+class TaskModel(LM):
     """What lm_eval asks.
 
     Args:
