@@ -159,3 +159,17 @@ def test_values_of_an_evaluation() -> None:
 
 def test_inf_and_nan_stay_what_they_are() -> None:
     assert math.isinf(find_value({"perplexity": math.inf}, "perplexity"))
+
+
+def test_metrics_of_so_many_demonstrations() -> None:
+    four = {"loss": 1.5, "sources": {"a": {"loss": 1.0}, "b": {"loss": 2.5}}}
+    numbers = {"loss": 9.0, "sources": {"a": {"loss": 9.0}}, "shots": {"0": {}, "4": four}}
+    assert find_value(numbers, "shots.4.loss") == 1.5
+    assert find_value(numbers, "shots.4.sources.b.loss") == 2.5
+    assert find_value(numbers, "shots.4.sources.mean.loss") == 1.75
+    assert find_value(numbers, "loss") == 9.0
+    for metric in ("shots.2.loss", "shots.0.loss", "shots.4.sources.c.loss"):
+        with pytest.raises(RunFailed, match=f"{metric} is missing"):
+            find_value(numbers, metric)
+    assert lower_is_better("shots.4.sources.a.loss")
+    assert not lower_is_better("shots.4.exact_match")
