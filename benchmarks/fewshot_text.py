@@ -105,7 +105,7 @@ def recipe(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         },
         "engine": {"preset": "zero0"},
         "fewshot": {"subset": {"k": 4, "dev": False}},
-        "evaluate": {"rank_classification": True, "max_rows": 8},
+        "evaluate": {"rank_classification": True},
         "cluster": {"processes_per_node": 1},
         "compare": {"arms": ARMS, "baseline": "lora", "metrics": ["rank_accuracy"]},
     }

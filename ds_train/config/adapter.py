@@ -32,8 +32,8 @@ class AdapterConfig(Section):
     """Dropout on the input of the adapter."""
 
     target_modules: str | list[str] | None = None
-    """`all-linear`, a list of module names, or one regex. Left out: all linear layers for LoRA; keys,
-    values and the second feed-forward layers for IA3."""
+    """`all-linear`, a list of module names, or one regex. Left out: all linear layers for LoRA;
+    keys, values and the second feed-forward layers for IA3."""
 
     feedforward_modules: list[str] | None = None
     """IA3: target modules that scale their input, not their output; found by name if left out."""

@@ -142,12 +142,12 @@ def rows_of_samples(
         offsets, samples = pack_rows(samples, store.lengths, data_config.max_length, window)
     else:
         offsets, samples = single_rows(samples)
-    lengths = store.lengths[samples].astype(np.int64)
+    lengths = store.lengths[samples].astype(np.int32)
     return BlockRows(
         offsets,
         samples,
-        tokens_before=running_sum(lengths)[offsets],
-        supervised_before=running_sum(store.supervised[samples])[offsets],
+        tokens_before=sum_before(lengths, offsets),
+        supervised_before=sum_before(store.supervised[samples], offsets),
         tokens=lengths,
         drawn=drawn,
     )
@@ -193,6 +193,13 @@ class EpochBlocks:
     def target_samples(self, num_epochs: float) -> int | None:
         """None: a block is an epoch."""
         return None
+
+
+def sum_before(values: NDArray[np.integer], offsets: Ints) -> Ints:
+    """[num_rows + 1] sums of the values before each row; no row is empty."""
+    if len(values) == 0:
+        return np.zeros(len(offsets), dtype=np.int64)
+    return running_sum(np.add.reduceat(values, offsets[:-1], dtype=np.int64))
 
 
 def running_sum(values: NDArray[np.integer | np.bool_]) -> Ints:

@@ -43,7 +43,7 @@ def pack_rows(
     `samples` are ids into `lengths` (tokens of each sample); an id may come twice. Raises
     ValueError for a sample longer than max_length, which tokenising should have dealt with.
     """
-    packed = np.empty(samples.size, dtype=np.int64)
+    packed = np.empty_like(samples)
     sizes = []  # samples of each row
     for start in range(0, samples.size, window):
         here = samples[start : start + window]

@@ -58,7 +58,7 @@ def test_without_early_stopping_only_the_best_is_known() -> None:
 
 
 def test_a_metric_that_is_not_measured() -> None:
-    with pytest.raises(ConfigError, match="early_stopping.metric = bits_per_byte: the held-out"):
+    with pytest.raises(ConfigError, match=r"early_stopping\.metric = bits_per_byte: the held-out"):
         judge(
             START, {"loss": 2.0, "bits_per_byte": None}, EarlyStoppingConfig(metric="bits_per_byte")
         )
