@@ -72,10 +72,12 @@ def is_trained(spec: RunSpec) -> bool:
 def needs_measuring(spec: RunSpec, compare: CompareConfig) -> bool:
     """Whether metrics are asked for that a run itself does not record.
 
-    With dev data a run records those of dev, and what is reported has to be measured.
+    With dev data a run records those of dev, and with evaluate.max_rows those of some rows; what is
+    reported has to be measured then.
     """
     recorded = all(metric in RECORDED for metric in compare.metrics)
-    return compare.every_checkpoint or spec.has_dev or not recorded
+    in_part = spec.has_dev or spec.config.evaluate.max_rows is not None
+    return compare.every_checkpoint or in_part or not recorded
 
 
 def measures_dev(spec: RunSpec, compare: CompareConfig) -> bool:
