@@ -84,7 +84,7 @@ def sample_losses(run: Run) -> NDArray[np.float64]:
     Of a labelled example with several renderings: of its right answer in its first template.
     Equal on all ranks; a collective call.
     """
-    store, ranks, train = run.data.of_examples.train, run.ranks, run.config.train
+    store, ranks, train = run.data.train.of_examples(), run.ranks, run.config.train
     rows = train.per_device_eval_batch_size or max(train.per_device_train_batch_size, 8)
     batches = list(length_batches(store.lengths, rows * run.config.data.max_length))
     values = np.zeros(store.num_samples)
