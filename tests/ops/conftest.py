@@ -7,21 +7,18 @@ end of the session.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from implementations import NO_GPU, why_not
 from loss_cases import Subject
-
-from ds_train.ops import native
 
 # what cuBLAS asks for to be deterministic; read when CUDA starts
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-NO_GPU = "needs a CUDA device"
 SUBJECTS = [
     Subject("reference"),
     Subject("chunked"),
@@ -29,26 +26,6 @@ SUBJECTS = [
     Subject("chunked", "cuda"),
     Subject("cuda", "cuda"),
 ]
-
-
-def why_not(subject: Subject) -> str | None:
-    """None if the implementation can run here."""
-    if subject.device == "cuda" and not torch.cuda.is_available():
-        return NO_GPU
-    if subject.implementation not in ("cpu", "cuda"):
-        return None
-    if (missing := native.available(subject.implementation)) is not None:  # type: ignore[arg-type]
-        return missing
-    if subject.isa is not None and (here := cpu_isa()) != subject.isa:
-        return f"this processor has {here} at most"
-    return None
-
-
-def cpu_isa() -> str:
-    """The instruction set that the C++ kernels use now."""
-    function = native.load("cpu").ds_train_cpu_isa
-    function.restype = ctypes.c_char_p
-    return str(function().decode())
 
 
 @pytest.fixture(scope="module", params=SUBJECTS, ids=str)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NO_GPU, why_not
+from implementations import NO_GPU, why_not
 from loss_cases import IGNORE, Inputs, Subject, error, fused, make_inputs, truth
 from torch import Tensor
 

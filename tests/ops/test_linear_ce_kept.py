@@ -10,7 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from implementations import why_not
 from loss_cases import Outcome, Subject, changed, check, error, fused, make_inputs, truth
+
+from ds_train.ops import native
 
 MANY_THREADS = 4
 PROBLEMS = 60
@@ -19,10 +22,6 @@ PROBLEMS = 60
 @pytest.fixture(params=["avx512", "amx"])
 def own_gemms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Subject:
     """The instruction sets that the kernel has its own products for."""
-    from conftest import why_not
-
-    from ds_train.ops import native
-
     subject = Subject("cpu", isa=request.param)
     monkeypatch.setenv("DS_TRAIN_CPU_ISA", request.param)
     if (reason := why_not(subject)) is not None:

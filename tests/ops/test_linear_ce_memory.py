@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import why_not
+from implementations import why_not
 from loss_cases import Subject
 from loss_memory_worker import CHUNK_BYTES, CLEAR, DTYPES, HEADS, WORKER, D, N, V
 
