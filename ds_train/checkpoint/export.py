@@ -33,9 +33,10 @@ from ds_train.data.templates import choose_template
 from ds_train.errors import CheckpointError, quoted
 from ds_train.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ds_train.model.check import load_architecture
-from ds_train.model.files import INDEX, SINGLE, find_file
+from ds_train.model.files import find_file
 from ds_train.model.load import DTYPES
 from ds_train.paths import RunPaths
+from ds_train.plan.headers import INDEX, SINGLE
 from ds_train.units import format_bytes
 
 Say = Callable[[str], Any]

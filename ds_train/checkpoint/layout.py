@@ -18,8 +18,9 @@ from ds_train.checkpoint.merge import Changes, adapter_changes, full_changes
 from ds_train.checkpoint.shards import TensorSpec, main_dtype
 from ds_train.config.run import RunConfig
 from ds_train.errors import CheckpointError, quoted
-from ds_train.model.files import SINGLE, weight_files
+from ds_train.model.files import weight_files
 from ds_train.model.load import DTYPES
+from ds_train.plan.headers import SINGLE
 
 WEIGHT_METHODS = ("full", "partial")
 SHARD_BYTES = 5 * 10**9

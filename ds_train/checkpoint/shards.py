@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ds_train.model.files import read_header
+from ds_train.plan.headers import read_header
 
 DTYPES = {
     "F64": torch.float64,

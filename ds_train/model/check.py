@@ -16,8 +16,9 @@ from ds_train.config.run import RunConfig
 from ds_train.data.encode import check_eos, open_tokenizer
 from ds_train.data.prepare import describe_max_length
 from ds_train.errors import ModelError, quoted, reason
-from ds_train.model.files import read_header, weight_files
+from ds_train.model.files import weight_files
 from ds_train.model.tokenizer import check_vocabulary
+from ds_train.plan.headers import read_header
 
 
 def load_architecture(config: ModelConfig) -> PretrainedConfig:

@@ -16,17 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ds_train.config.adapter import AdapterConfig
 from ds_train.errors import ConfigError
-
-_KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "key_proj", "value_proj")
-_FUSED = {
-    "query_key_value": "queries, keys and values",
-    "qkv_proj": "queries, keys and values",
-    "Wqkv": "queries, keys and values",
-    "c_attn": "queries, keys and values",
-    "kv_b_proj": "keys and values",
-}
-"""Layers that make several of them at once, and what one vector over all of it scales."""
-_SECOND_LAYERS = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo", "mlp.c_proj")
+from ds_train.plan.ia3_names import FUSED, SECOND_LAYERS, attention_names, ends, present
 
 
 @dataclass(frozen=True)
@@ -64,8 +54,8 @@ def ia3_targets(model: nn.Module) -> IA3Targets:
         ConfigError: its attention is built of layers with other names.
     """
     names = [name for name, one in model.named_modules() if isinstance(one, nn.Linear | Conv1D)]
-    attention = _present(_KEYS_AND_VALUES, names) or _present(tuple(_FUSED), names)
-    second = _present(_SECOND_LAYERS, names)
+    attention = attention_names(names)
+    second = present(SECOND_LAYERS, names)
     if not attention:
         known = sorted({name.rsplit(".", 1)[-1] for name in names})
         raise ConfigError(
@@ -83,22 +73,14 @@ def second_layers(model: nn.Module, targets: str | list[str]) -> list[str]:
     A regular expression (or `all-linear`) may reach all of them.
     """
     if isinstance(targets, str):
-        return _present(_SECOND_LAYERS, [name for name, _ in model.named_modules()])
-    return [one for one in targets if any(_ends(one, second) for second in _SECOND_LAYERS)]
-
-
-def _present(endings: tuple[str, ...], names: list[str]) -> list[str]:
-    return [ending for ending in endings if any(_ends(name, ending) for name in names)]
-
-
-def _ends(name: str, ending: str) -> bool:
-    return name == ending or name.endswith(f".{ending}")
+        return present(SECOND_LAYERS, [name for name, _ in model.named_modules()])
+    return [one for one in targets if any(ends(one, second) for second in SECOND_LAYERS)]
 
 
 def _describe(model: nn.Module, attention: list[str], second: list[str]) -> str:
     parts = [f"scales {', '.join(attention + second)}"]
-    fused = [one for one in attention if one in _FUSED]
-    parts += [f"{one} holds {_FUSED[one]}, and all of it is scaled" for one in fused]
+    fused = [one for one in attention if one in FUSED]
+    parts += [f"{one} holds {FUSED[one]}, and all of it is scaled" for one in fused]
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
     experts = any(getattr(text, key, None) for key in ("num_local_experts", "num_experts"))

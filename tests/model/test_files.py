@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 from ds_train.config.model import ModelConfig
 from ds_train.errors import ModelError
 from ds_train.model.check import load_architecture
-from ds_train.model.files import fingerprint_files, read_header, weight_files
+from ds_train.model.files import fingerprint_files, weight_files
 from ds_train.model.integrity import check_integrity
 from ds_train.model.load import load_model
 from ds_train.model.tiny import save_tiny
+from ds_train.plan.headers import read_header
 
 
 @pytest.fixture
