@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from testbed import Testbed
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -23,3 +25,14 @@ def shared_dir() -> Path:
 def stories260k(shared_dir: Path) -> Path:
     """A real pretrained Llama of 260K parameters, Hugging Face format."""
     return shared_dir / "models" / "stories260K" / "hf"
+
+
+@pytest.fixture(scope="session")
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    """Three hosts on this machine, for the whole session; skips where they can't be made."""
+    hosts = Testbed(tmp_path_factory.mktemp("hosts"))
+    try:
+        hosts.up(3)
+        yield hosts
+    finally:
+        hosts.down()
