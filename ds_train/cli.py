@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = build_parser()
     given = list(arguments)
     launcher_args: list[str] = []
-    if "--" in arguments and "train" in arguments[: arguments.index("--")]:
+    if "--" in arguments and {"train", "launch"} & {*arguments[: arguments.index("--")]}:
         split = arguments.index("--")
         arguments, launcher_args = arguments[:split], arguments[split + 1 :]
     args, rest = parser.parse_known_args(arguments)
@@ -80,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         "score": _score,
         "export-curriculum": _export_curriculum,
         "train": _train,
+        "launch": _launch,
         "compare": _compare,
         "fewshot": _fewshot,
         "transfer": _transfer,
@@ -155,6 +156,12 @@ def _train(args: argparse.Namespace) -> int:
     from ds_train.train.start import start_training
 
     return start_training(launch)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from ds_train.train.launch import launch_command
+
+    return launch_command(args)
 
 
 def _train_as_rank(args: argparse.Namespace) -> int:

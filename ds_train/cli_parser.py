@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ds_train import __version__
+from ds_train.cli_cluster import add_launch_arguments
 
 _EPILOG = """\
 start here:
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_score(commands)
     _add_train(commands)
+    _add_launch(commands)
     _add_compare(commands)
     _add_fewshot(commands)
     _add_transfer(commands)
@@ -160,6 +162,18 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--dry-run", action="store_true", help="print the launcher's command and stop"
     )
+
+
+def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "launch",
+        "write what a cluster reads to start a recipe, or start it: ssh, Slurm, MPI",
+        "ds-train launch my.yaml --target slurm --nodes 4 --time 12:00:00 --output my.sbatch\n"
+        "ds-train launch my.yaml --target per-node --run     on every node: srun, a pod",
+    )
+    _add_recipe_arguments(parser)
+    add_launch_arguments(parser, _count)
 
 
 def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

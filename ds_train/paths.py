@@ -81,6 +81,11 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def stop(self) -> Path:
+        """Made to ask the run to save and end after its step; the run removes it."""
+        return self.root / "stop"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.root / "checkpoints"

@@ -65,6 +65,7 @@ LAYERS: dict[str, int] = {
     "ds_train.transfer": 6,
     # 7
     "ds_train.cli": 7,
+    "ds_train.cli_cluster": 7,
     "ds_train.cli_parser": 7,
     "ds_train.__main__": 7,
 }

@@ -6,12 +6,12 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from ds_train.config.run import RunConfig
-from ds_train.launch.world import World, find_world, parse_launcher_args
+from ds_train.launch.world import World, find_world, given_filters, parse_launcher_args
 
 
 def launcher_command(
@@ -30,7 +30,15 @@ def launcher_command(
     """
     world = world or find_world(config.cluster, launcher_args)
     given = parse_launcher_args(launcher_args)
-    command = [*_deepspeed(), *_place_args(world, filtered=bool(given.include or given.exclude))]
+    filters = given_filters(config.cluster, given)
+    place = _place_args(world, filtered=any(filters))
+    if given.hostfile is not None:
+        place = place[2:]  # it comes with the user's own arguments
+    command = [*_deepspeed(), *place]
+    if any(filters) and not (given.include or given.exclude):
+        command += ["--include", filters[0]] if filters[0] else ["--exclude", filters[1]]
+    if config.cluster.ssh_port is not None and given.ssh_port is None and world.over_ssh:
+        command += ["--ssh_port", str(config.cluster.ssh_port)]
     if given.master_port is None:
         port = port or config.cluster.master_port or free_port()
         command += ["--master_port", str(port)]
@@ -53,9 +61,15 @@ def master_port(command: Sequence[str]) -> int:
     return int(value if equals else command[position + 1])
 
 
-def launcher_environment(world: World) -> dict[str, str]:
-    """What the launcher inherits: the accelerator's name and threads per rank where unset."""
-    environment = dict(os.environ)
+def launcher_environment(
+    world: World, variables: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What the launcher inherits: the accelerator's name and threads per rank where unset.
+
+    `variables`: those of `cluster.env`, which win. Other hosts get them from a file
+    (environment.py).
+    """
+    environment = {**os.environ, **(variables or {})}
     if world.on_cpu:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     here = max(len(slots) for slots in world.slots.values())

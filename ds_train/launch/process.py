@@ -42,13 +42,17 @@ def run_launcher(
     *,
     port: int | None = None,
     is_local: bool = True,
+    stop_file: Path | None = None,
+    tell_stop: bool = False,
     say: Callable[[str], object] = print,
 ) -> int:
     """Run the launcher to its end; returns 0 (also when stopped and saved) or 2 (user's input).
 
-    128 + signal is returned when it was stopped and could not save.
+    128 + signal is returned when it was stopped and could not save; with `tell_stop` always when it
+    was stopped, so that a scheduler knows that the run is not complete.
 
-    Raises RunFailed when a rank ended otherwise. `port` names the shared memory to free.
+    Raises RunFailed when a rank ended otherwise. `port` names the shared memory to free;
+    `stop_file` is what ranks on other hosts look for, where no signal of ours reaches them.
     """
     environment = dict(os.environ) if environment is None else dict(environment)
     with tempfile.TemporaryDirectory(prefix="ds-train-") as folder, caught_signals() as caught:
@@ -57,17 +61,30 @@ def run_launcher(
             list(command),
             env=environment,
             start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_become_launcher,
         )
         try:
-            _wait(process, caught, say)
+            _wait(process, caught, stop_file, say)
         finally:
             _end_session(process)
             if port is not None:
                 remove_shared_memory(port)
-        if caught and process.returncode != 0:
+            if stop_file is not None:
+                stop_file.unlink(missing_ok=True)
+        if caught and (process.returncode != 0 or tell_stop):
             return 128 + caught[0]  # killed, or stopped before there was anything to save
         return _judge(process.returncode, Path(folder) if is_local else None)
+
+
+def _become_launcher() -> None:
+    """In the launcher before it is one.
+
+    Slurm sends its signals to every process of a step: of SIGUSR1 the launcher knows nothing and
+    would die, so it ignores it, while ranks, which inherit that, take it as the request to stop.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":
+        die_with_parent()
 
 
 def leave_exit_code(code: int) -> None:
@@ -88,8 +105,14 @@ def remove_shared_memory(port: int) -> None:
 def caught_signals() -> Iterator[list[int]]:
     """Signals are collected instead of raising, until the launcher has ended."""
     caught: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, lambda num, _: caught.append(num)) for name in names}
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+    def catch(number: int, _: object) -> None:
+        # a second Ctrl-C means more than the first; a scheduler may say SIGUSR1 in two ways
+        if number != signal.SIGUSR1 or number not in caught:
+            caught.append(number)
+
+    before = {name: signal.signal(name, catch) for name in names}
     try:
         yield caught
     finally:
@@ -98,7 +121,10 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], caught: list[int], say: Callable[[str], object]
+    process: subprocess.Popen[bytes],
+    caught: list[int],
+    stop_file: Path | None,
+    say: Callable[[str], object],
 ) -> None:
     """Until the launcher ends: the first signal asks the ranks to save, the second kills."""
     deadline = float("inf")
@@ -106,7 +132,10 @@ def _wait(
         if caught and deadline == float("inf"):
             deadline = time.monotonic() + SAVE_SECONDS
             say("stopping: the ranks finish their step, save and exit (Ctrl-C again kills them)")
-            _ask_ranks_to_stop(process)
+            if stop_file is None:
+                _ask_ranks_to_stop(process)
+            else:
+                stop_file.touch()
         if len(caught) > 1 or time.monotonic() > deadline:
             say("killing the run")
             return
@@ -167,11 +196,11 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
 def _judge(code: int, exit_folder: Path | None) -> int:
     """The exit code of `ds-train train`. Raises RunFailed with what is known."""
     if code == 0:
-        if exit_folder is None or (exit_folder / "rank-0").is_file():
+        if exit_folder is None or any(exit_folder.glob("rank-*")):
             return 0
         raise RunFailed(
-            "the deepspeed launcher was killed before rank 0 came to its end; `ds-train train` "
-            "continues from the last checkpoint."
+            "the deepspeed launcher was killed before its ranks came to their end; `ds-train "
+            "train` continues from the last checkpoint."
         )
     if code == 2:
         return 2

@@ -28,6 +28,8 @@ class World:
     """GPUs that this machine shows; 0 means that the ranks of this machine run on the CPU."""
     note: str | None
     """What was chosen because the recipe leaves it out."""
+    per_node: bool = False
+    """Whether something else starts a launcher on every host (`--no_ssh`), instead of ssh."""
 
     @property
     def world_size(self) -> int:
@@ -38,6 +40,11 @@ class World:
     def is_local(self) -> bool:
         """Whether all ranks run on this machine, without ssh."""
         return self.hostfile is None
+
+    @property
+    def over_ssh(self) -> bool:
+        """Whether the launcher starts the processes of other machines, over ssh."""
+        return not self.is_local and not self.per_node
 
     @property
     def on_cpu(self) -> bool:
@@ -98,12 +105,20 @@ def find_world(cluster: ClusterConfig, launcher_args: Sequence[str] = ()) -> Wor
         pool = {host: list(range(count)) for host, count in read_hostfile(hostfile).items()}
         if hostfile == DEFAULT_HOSTFILE:
             note = f"{DEFAULT_HOSTFILE} is there, and DeepSpeed takes it"
-    slots = filter_slots(pool, given.include, given.exclude)
+    include, exclude = given_filters(cluster, given)
+    slots = filter_slots(pool, include, exclude)
     if given.num_nodes > 0:
         slots = dict(list(slots.items())[: given.num_nodes])
-    if per_node is not None and not (given.include or given.exclude):
+    if per_node is not None and not (include or exclude):
         slots = {host: _first(host, all_, per_node) for host, all_ in slots.items()}
-    return World(slots, hostfile, len(gpus), note)
+    return World(slots, hostfile, len(gpus), note, given.no_ssh)
+
+
+def given_filters(cluster: ClusterConfig, given: argparse.Namespace) -> tuple[str, str]:
+    """--include and --exclude; those of the recipe where the arguments have neither."""
+    if given.include or given.exclude:
+        return given.include, given.exclude
+    return cluster.include or "", cluster.exclude or ""
 
 
 def _first(host: str, slots: list[int], count: int) -> list[int]:
@@ -129,6 +144,8 @@ def parse_launcher_args(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num_gpus", "--num_accelerators", type=int, default=-1)
     parser.add_argument("--master_port", type=int, default=None)
     parser.add_argument("--launcher", default="pdsh")
+    parser.add_argument("--no_ssh", action="store_true")
+    parser.add_argument("--ssh_port", type=int, default=None)
     for own in ("--module", "--no_python", "--autotuning"):
         if own in arguments:
             raise ConfigError(f"launcher arguments: {own} is set by ds-train itself; remove it.")
@@ -139,8 +156,8 @@ def parse_launcher_args(arguments: Sequence[str]) -> argparse.Namespace:
     if given.launcher != "pdsh":
         raise ConfigError(
             f"launcher arguments: --launcher {given.launcher}: it tells its processes their rank "
-            "in variables that ds-train does not read yet; use pdsh, or start `deepspeed "
-            "--no_ssh --node_rank N ...` on every machine."
+            "in variables that ds-train does not read; use pdsh, or let Slurm or MPI start "
+            "`ds-train launch RECIPE --target per-node --run` on every machine."
         )
     if rest and not rest[0].startswith("-"):
         raise ConfigError(

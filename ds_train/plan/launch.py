@@ -35,7 +35,7 @@ def plan_launch(
     plan = validate(recipe_path, overrides, launcher_args)
     _check_device(plan)
     written = None
-    if not plan.world.is_local:
+    if plan.world.over_ssh:
         # Other machines get neither our environment (DS_TRAIN_CACHE) nor arguments that pdsh's
         # remote shell would take apart: they read one file that says everything.
         cache_dir = str(Path(plan.config.data.cache_dir or default_cache_dir()).resolve())

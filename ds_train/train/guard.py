@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,12 +26,26 @@ MAX_SKIPPED_STEPS = 50
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGINT; the loop then saves and ends after the step in progress."""
+    """Set by SIGTERM, SIGINT or SIGUSR1, or by a file; the loop then saves and ends after the step
+    in progress.
+
+    The file is how a run over several hosts is asked, whose ranks no signal from here reaches.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._file: Path | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
+
+    def watch(self, file: Path) -> None:
+        """Count `file` as a request too; one rank needs to look, as all agree in each step."""
+        self._file = file
+
+    def answered(self) -> None:
+        """The run has saved: the file must not stop the next one."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
@@ -38,7 +53,7 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
-        return self.signal_name is not None
+        return self.signal_name is not None or (self._file is not None and self._file.exists())
 
 
 class DivergenceGuard:

@@ -81,6 +81,7 @@ class Loop:
         self.tasks = TaskEvaluations(run, say)
         self.reporter: Reporter | None = None
         if run.ranks.is_main:
+            request.watch(run.paths.stop)
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
 
     def train(self) -> None:
@@ -166,6 +167,7 @@ class Loop:
             return False
         if result.stop:
             self._save()  # before anything else: whoever asked may not wait for long
+            self.request.answered()
             self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
             return True
         if is_due(run.config.evaluate.every, before, after):

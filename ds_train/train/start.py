@@ -5,6 +5,7 @@ No process group exists here; a fault leaves nothing behind.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ds_train.config.load import dump_recipe
@@ -14,17 +15,19 @@ from ds_train.data.prepare import prepare_data
 from ds_train.errors import CheckpointError
 from ds_train.evaluate.task_list import open_recipe_tasks
 from ds_train.launch.command import launcher_environment, master_port, show_command
+from ds_train.launch.environment import ENV_FILE, env_file_text
 from ds_train.launch.process import run_launcher
 from ds_train.launch.world import World
 from ds_train.model.check import check_model
 from ds_train.model.files import base_fingerprint
+from ds_train.paths import RunPaths
 from ds_train.plan.launch import Launch
 from ds_train.plan.resume import check_same_inputs, check_same_run
 from ds_train.plan.validate import summary
 
 
-def start_training(launch: Launch) -> int:
-    """Check the model, tokenise, launch; returns the exit code.
+def start_training(launch: Launch, *, tell_stop: bool = False) -> int:
+    """Check the model, tokenise, launch; returns the exit code (`tell_stop`: see `run_launcher`).
 
     Raises DataError, ModelError, CheckpointError before the launch, RunFailed after it.
     """
@@ -46,14 +49,22 @@ def start_training(launch: Launch) -> int:
     config = plan.config
     if config.curriculum or config.data.mixture or config.fewshot:
         build_step_plan(plan.config, data, scores, plan.batch.global_batch_size)  # its faults: now
+    environment = launcher_environment(plan.world, plan.config.cluster.env)
     if launch.written_recipe is not None:
         _write_recipe(plan.config, launch.written_recipe)
+        env_file = launch.written_recipe.with_name(ENV_FILE).resolve()
+        env_file.write_text(env_file_text(plan.config.cluster.env, os.environ), encoding="utf-8")
+        environment["DS_ENV_FILE"] = str(env_file)
+    stop_file = RunPaths(Path(plan.config.output_dir)).stop
+    stop_file.unlink(missing_ok=True)  # of a run that was killed before it could answer
     print("launching: " + show_command(launch.command), flush=True)
     return run_launcher(
         launch.command,
-        launcher_environment(plan.world),
+        environment,
         port=master_port(launch.command),
-        is_local=plan.world.is_local,
+        is_local=not plan.world.over_ssh,
+        stop_file=stop_file if plan.world.over_ssh else None,
+        tell_stop=tell_stop,
     )
 
 

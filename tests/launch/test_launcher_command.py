@@ -152,7 +152,7 @@ def test_world_size_here(gpus) -> None:
         (["--module"], "is set by ds-train itself"),
         (["--num_gpus", "two"], "invalid int value"),
         (["train.seed=1"], "settings of the recipe go before"),
-        (["--launcher", "slurm"], "use pdsh, or start `deepspeed --no_ssh"),
+        (["--launcher", "slurm"], "use pdsh, or let Slurm or MPI start `ds-train launch"),
     ],
 )
 def test_bad_launcher_arguments(args, words: str) -> None:

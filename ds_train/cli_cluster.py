@@ -1,0 +1,42 @@
+"""Options of the commands that are about several machines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+TARGETS = ("ssh", "per-node", "slurm", "mpi")
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Options of `ds-train launch`. `count` reads a whole number of at least 1."""
+    parser.add_argument("--target", choices=TARGETS, required=True, help="who starts the processes")
+    parser.add_argument("--output", metavar="FILE", help="write it there; printed if left out")
+    parser.add_argument(
+        "--run", action="store_true", help="start it now (ssh, per-node, mpi), or submit it (slurm)"
+    )
+    parser.add_argument(
+        "--nodes", type=count, metavar="N", help="on how many; ssh and mpi read the hostfile"
+    )
+    parser.add_argument(
+        "--tell-stop",
+        action="store_true",
+        help="per-node: end with 128 + signal, not 0, when stopped and saved (for Kubernetes)",
+    )
+    parser.add_argument("--name", help="of the job; the recipe's if left out")
+    slurm = parser.add_argument_group("slurm, mpi")
+    slurm.add_argument("--time", metavar="D-HH:MM:SS", help="slurm: limit of the job")
+    slurm.add_argument("--partition", help="slurm: where it queues")
+    slurm.add_argument(
+        "--stop-seconds",
+        type=count,
+        metavar="N",
+        help="slurm: so long before the limit the run saves and queues again (default 300)",
+    )
+    slurm.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="--x=y",
+        help="further option of sbatch or mpirun, as in --option=--account=lab; may be repeated",
+    )
