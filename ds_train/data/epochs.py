@@ -19,6 +19,8 @@ from ds_train.data.pack import WINDOW, pack_rows, single_rows
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 
+_ROWS_AT_ONCE = 1 << 16
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -136,18 +138,24 @@ def rows_of_samples(
     data_config: DataConfig,
     drawn: Drawn | None = None,
     window: int = WINDOW,
+    *,
+    in_place: bool = False,
 ) -> BlockRows:
-    """Samples become rows: packed within windows of so many samples, or one each."""
+    """Samples become rows: packed within windows of so many samples, or one each.
+
+    `in_place` allows the memory of `samples` to be written to.
+    """
     if data_config.packing:
-        offsets, samples = pack_rows(samples, store.lengths, data_config.max_length, window)
+        longest = data_config.max_length
+        offsets, samples = pack_rows(samples, store.lengths, longest, window, in_place=in_place)
     else:
         offsets, samples = single_rows(samples)
-    lengths = store.lengths[samples].astype(np.int32)
+    lengths = store.lengths[samples].astype(np.int32, copy=False)
     return BlockRows(
         offsets,
         samples,
         tokens_before=sum_before(lengths, offsets),
-        supervised_before=sum_before(store.supervised[samples], offsets),
+        supervised_before=_sum_of_samples_before(store.supervised, samples, offsets),
         tokens=lengths,
         drawn=drawn,
     )
@@ -184,7 +192,7 @@ class EpochBlocks:
             sources = store.sources[store.examples.starts[:-1]]
             examples = epoch_samples(sources, weights, seed, number, config.shuffle)
             samples = store.examples.draw(examples, seed, number)
-        return rows_of_samples(store, samples, config)
+        return rows_of_samples(store, samples, config, in_place=True)
 
     def epoch(self, start: Totals, number: int, rows: BlockRows, index: int) -> float:
         """Passes over the data: 1.5 is the middle of the second."""
@@ -200,6 +208,17 @@ def sum_before(values: NDArray[np.integer], offsets: Ints) -> Ints:
     if len(values) == 0:
         return np.zeros(len(offsets), dtype=np.int64)
     return running_sum(np.add.reduceat(values, offsets[:-1], dtype=np.int64))
+
+
+def _sum_of_samples_before(values: NDArray[np.integer], samples: Ints, offsets: Ints) -> Ints:
+    """`sum_before` of values[samples], which are not all in memory at once."""
+    sums = np.empty(len(offsets) - 1, dtype=np.int64)
+    for first in range(0, len(sums), _ROWS_AT_ONCE):
+        borders = offsets[first : first + _ROWS_AT_ONCE + 1]
+        here = values[samples[borders[0] : borders[-1]]]
+        within = borders[:-1] - borders[0]
+        sums[first : first + _ROWS_AT_ONCE] = np.add.reduceat(here, within, dtype=np.int64)
+    return running_sum(sums)
 
 
 def running_sum(values: NDArray[np.integer | np.bool_]) -> Ints:

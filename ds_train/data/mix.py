@@ -23,8 +23,9 @@ Ints = NDArray[Any]
 
 _INT32_FROM = 1 << 20
 """Permutations of more are int32: of ten million samples every array counts."""
-_SORTED_AT_ONCE = 1 << 20
-"""Words that are sorted at a time."""
+_PARTS = 8
+"""Of a long permutation, sorted one after another: a power of two."""
+_WORDS_AT_ONCE = 1 << 18
 
 
 def keyed_words(length: int, seed: int, purpose: str, *numbers: int) -> NDArray[np.uint64]:
@@ -32,9 +33,14 @@ def keyed_words(length: int, seed: int, purpose: str, *numbers: int) -> NDArray[
 
     Raw Philox words: numpy promises that these stay the same from one release to the next.
     """
+    return _word_stream(seed, purpose, *numbers).random_raw(length)
+
+
+def _word_stream(seed: int, purpose: str, *numbers: int) -> np.random.Philox:
+    """Where the words come from, one after another."""
     text = "/".join(["ds_train", str(seed), purpose, *map(str, numbers)])
     key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype="<u8")
-    return np.random.Philox(key=key).random_raw(length)
+    return np.random.Philox(key=key)
 
 
 def keyed_permutation(length: int, seed: int, purpose: str, *numbers: int) -> Ints:
@@ -43,19 +49,35 @@ def keyed_permutation(length: int, seed: int, purpose: str, *numbers: int) -> In
     The order of keyed words rather than numpy's `permutation`, of which numpy does not promise that
     it stays the same.
     """
-    words = keyed_words(length, seed, purpose, *numbers)
     if length <= _INT32_FROM:
-        return np.argsort(words, kind="stable")
+        return np.argsort(keyed_words(length, seed, purpose, *numbers), kind="stable")
     order = np.empty(length, dtype=np.int32 if length < 1 << 31 else np.int64)
-    # words are even: those that begin with the same bits are as many as there are of any others
-    num_bits = (length // _SORTED_AT_ONCE).bit_length()
     start = 0
-    for first_bits in range(1 << num_bits):
-        here = np.flatnonzero(words >> np.uint64(64 - num_bits) == first_bits)
-        stop = start + here.size
-        order[start:stop] = here[np.argsort(words[here], kind="stable")]
+    for part in range(_PARTS):
+        stream = _word_stream(seed, purpose, *numbers)
+        places, words = _words_of_part(stream, length, part, order.dtype)
+        stop = start + places.size
+        order[start:stop] = places[np.argsort(words, kind="stable")]
         start = stop
     return order
+
+
+def _words_of_part(
+    stream: np.random.Philox, length: int, part: int, dtype: np.dtype[Any]
+) -> tuple[Ints, NDArray[np.uint64]]:
+    """Of `length` words those in part `part` of all values, and their places.
+
+    Drawn again for each part, which costs less than keeping all: 8 bytes a sample are twice what
+    the permutation itself takes.
+    """
+    places, kept = [], []
+    shift = np.uint64(64 - (_PARTS.bit_length() - 1))
+    for start in range(0, length, _WORDS_AT_ONCE):
+        words = stream.random_raw(min(_WORDS_AT_ONCE, length - start))
+        here = np.flatnonzero(words >> shift == part)
+        kept.append(words[here])
+        places.append((here + start).astype(dtype))
+    return np.concatenate(places), np.concatenate(kept)
 
 
 def epoch_samples(
@@ -66,25 +88,31 @@ def epoch_samples(
     `sources` [num_samples] holds each sample's source; `weights[s]` the passes over source s in
     an epoch. Unshuffled, every pass has the order of the files and sources follow one another.
     """
-    parts = []
     few = sources.size <= _INT32_FROM or sources.size >= 1 << 31
-    for source, weight in enumerate(weights):
-        members = np.flatnonzero(sources == source).astype(np.int64 if few else np.int32)
-        parts.append(members[_slice_of_passes(members.size, weight, seed, source, epoch, shuffle)])
-        del members
-    samples = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.int64)])
-    del parts
+    sizes = np.bincount(sources, minlength=len(weights))[: len(weights)].tolist()
+    spans = [_span(size, w, epoch) for size, w in zip(sizes, weights, strict=True)]
+    samples = np.empty(sum(map(len, spans)), dtype=np.int64 if few else np.int32)
+    end = 0
+    for source, (size, span) in enumerate(zip(sizes, spans, strict=True)):
+        begin, end = end, end + len(span)
+        members = np.flatnonzero(sources == source).astype(samples.dtype)
+        places = _slice_of_passes(size, span, seed, source, shuffle)
+        np.take(members, places, out=samples[begin:end], mode="clip")  # others buffer the output
+        del members, places
     if shuffle:
         samples = samples[keyed_permutation(samples.size, seed, "epoch", epoch)]
     return samples
 
 
-def _slice_of_passes(
-    length: int, weight: float, seed: int, source: int, epoch: int, shuffle: bool
-) -> Ints:
-    """Positions [epoch x weight, (epoch + 1) x weight) of a source's endless stream of passes."""
+def _span(length: int, weight: float, epoch: int) -> range:
+    """Which places of a source's endless stream of passes an epoch takes."""
     exact = Fraction(repr(float(weight)))  # 0.1 as the user wrote it, not its binary neighbour
-    start, stop = int(epoch * exact * length), int((epoch + 1) * exact * length)
+    return range(int(epoch * exact * length), int((epoch + 1) * exact * length))
+
+
+def _slice_of_passes(length: int, span: range, seed: int, source: int, shuffle: bool) -> Ints:
+    """Positions within a source's passes, at these places of the endless stream of them."""
+    start, stop = span.start, span.stop
     parts: list[Ints] = []
     while start < stop:
         number, offset = divmod(start, length)

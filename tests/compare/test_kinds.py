@@ -155,7 +155,7 @@ def test_a_reduced_demo_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tmp_path,
         ["compare.seeds=[0]"],
         episodes=["train.max_tokens=35000"],
-        few=["train.max_steps=5"],
+        few=["train.max_steps=5", "train.warmup_steps=1"],
         say=lambda text: said.append(str(text)),
     )
     assert code == 0, "\n".join(said)
