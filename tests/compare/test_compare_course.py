@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,12 @@ import pytest
 import yaml
 
 from compare.conftest import Compare
+from ds_train.compare import run
+from ds_train.compare.arms import RunSpec
 from ds_train.compare.children import LOG
+from ds_train.config.compare import CompareConfig
+
+FAKE_MEASURE = Path(__file__).with_name("fake_measure.py")
 
 VALUES = {
     "plain/seed-0": 2.0,
@@ -71,6 +77,22 @@ def test_from_start_to_table(compare: Compare) -> None:
     )
     assert [arm["arm"] for arm in numbers()["arms"]] == ["plain", "high"]
     assert numbers()["arms"][1]["tokens_to_reach_baseline"] == {"0": 400, "1": 400}
+
+
+def test_all_rows_are_measured_where_a_runs_own_evaluations_saw_some(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(spec: RunSpec, compare: CompareConfig) -> list[str]:
+        return [sys.executable, str(FAKE_MEASURE), str(spec.paths.root)]
+
+    monkeypatch.setattr(run, "measure_command", measure)
+    code, out, err = compare("evaluate.max_rows=2", values=VALUES)
+    assert (code, err) == (0, "")
+    # what the run recorded, plus what fake_measure.py adds
+    assert "| plain | 2 | 4 | 400 | 2.3500 (0.1414) |" in out
+    code, out, err = compare("evaluate.max_rows=3")
+    assert code == 2
+    assert "was evaluated with evaluate.max_rows = 2, not 3" in err
 
 
 def test_every_run_is_the_recipe_with_its_arm_and_seed(compare: Compare) -> None:
