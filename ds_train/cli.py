@@ -79,6 +79,7 @@ def _run(args: argparse.Namespace) -> int:
         "data": _data,
         "score": _score,
         "export-curriculum": _export_curriculum,
+        "plan": _plan,
         "train": _train,
         "launch": _launch,
         "compare": _compare,
@@ -111,6 +112,20 @@ def _validate(args: argparse.Namespace) -> int:
         notes = [] if late is None else [late]
         print("\n".join([*summary(plan), *notes, f"{args.recipe} is valid"]))
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from ds_train.plan.command import plan_command
+
+    names = ("nodes", "gpus", "gpu_memory", "intra", "inter", "host_memory", "host_link")
+    return plan_command(
+        args.recipe,
+        args.overrides,
+        cluster=args.cluster,
+        options={name: getattr(args, name) for name in names},
+        utilisation=args.utilisation,
+        json_path=args.json,
+    )
 
 
 def _data(args: argparse.Namespace) -> int:

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_validate(commands)
+    _add_plan(commands)
     _add_data(commands)
     _add_score(commands)
     _add_train(commands)
@@ -58,6 +59,17 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'"{text}": must be a whole number of at least 1')
     return int(text)
+
+
+def _share(text: str) -> float:
+    """A number above 0, at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f'"{text}": must be above 0 and at most 1')
+    return value
 
 
 def _natural(text: str) -> int:
@@ -121,6 +133,42 @@ def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--resolved", action="store_true", help="print the whole recipe with its defaults"
     )
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        "memory, communication, time and disk of a recipe on a cluster, and what to change to fit",
+        "ds-train plan my.yaml --cluster 8xh100\n"
+        "ds-train plan my.yaml --nodes 2 --gpus 8 --gpu-memory 80GiB --intra 900GB/s "
+        "--inter 50GB/s\n"
+        "ds-train plan my.yaml --cluster 8xh100 engine.preset=zero3 --json plan.json",
+    )
+    _add_recipe_arguments(parser)
+    parser.add_argument(
+        "--cluster", metavar="NAME|FILE", help="of ds_configs/clusters/, or a file like these"
+    )
+    parser.add_argument("--nodes", type=_count, help="machines")
+    parser.add_argument("--gpus", type=_count, help="of each machine")
+    parser.add_argument("--gpu-memory", metavar="80GiB", help="of one GPU")
+    parser.add_argument(
+        "--intra", metavar="900GB/s", help="link of a GPU inside its node, both ways together"
+    )
+    parser.add_argument(
+        "--inter", metavar="50GB/s", help="network of a node for each of its GPUs, each way"
+    )
+    parser.add_argument("--host-memory", metavar="1TiB", help="of one machine")
+    parser.add_argument(
+        "--host-link", metavar="32GB/s", help="between a GPU and its host, each way"
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=_share,
+        metavar="0.4",
+        help="share of the peak that arithmetic reaches (default 0.4)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every number to this file")
 
 
 def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

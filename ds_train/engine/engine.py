@@ -317,8 +317,10 @@ class Engine:
         return dict(of_each[number])
 
     def train_mode(self, training: bool) -> None:
-        """Dropout on or off."""
+        """Dropout on or off; a collective call under ZeRO-3."""
         self._engine.train(training)
+        if self.stage == 3:
+            _forget_trace(self._engine.optimizer.parameter_offload.get_param_coordinator())
 
     # The trainable state, parameter by parameter, whole and on the CPU.
 
@@ -445,6 +447,22 @@ class Engine:
         master.data.copy_(value)
         parameter.data.copy_(value)
         self._engine.basic_optimizer.state[master].update(tensors)
+
+
+def _forget_trace(coordinator: Any) -> None:
+    """Make ZeRO-3 record the order of modules anew, and what it may release after each.
+
+    DeepSpeed 0.19.8 caches the latter for good, so what an evaluation (which has no backward pass)
+    released would be released, and gathered again, in every training step: a model that fits into
+    `stage3_max_live_parameters` was gathered four times in a step of two micro-batches instead of
+    once (`benchmarks/results/plan_accuracy.md`).
+    """
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
+    wrapped = type(coordinator)._PartitionedParameterCoordinator__params_to_release
+    for cell in wrapped.__closure__ or ():  # the cache is below a decorator without __wrapped__
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
 
 
 def _tensors(state: dict[str, Any]) -> State:

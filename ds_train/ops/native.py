@@ -27,11 +27,7 @@ from ds_train.ops.structs import (
     row_arguments,
 )
 from ds_train.ops.toolchain import Kind, local_arch
-
-DEFAULT_LOGITS_BYTES = 16 << 20
-"""Of the CPU's buffer for logits where nobody says otherwise, beside what has room in the weight's
-gradient itself. On two cores with AMX, in bf16, 16 to 150 MiB took the same time to 4 % (CPU time,
-2048 tokens, 576 wide, a vocabulary of 49152): new pages cost what computing again costs."""
+from ds_train.plan.loss_chunks import CPU_LOGITS_BYTES
 
 _lock = threading.Lock()
 _loaded: dict[tuple[Kind, str | None], ctypes.CDLL | BuildError] = {}
@@ -139,7 +135,7 @@ def cpu_linear_ce(
         weight_stride=weight.stride(0),
         dim=dim,
         grad_weight_dtype=DTYPES[weight.dtype],
-        logits_bytes=chunk_bytes or DEFAULT_LOGITS_BYTES,
+        logits_bytes=chunk_bytes or CPU_LOGITS_BYTES,
     )
     call.rows.dtype = DTYPES[hidden.dtype]
     call.rows.write_gradient = int(upstream is not None and wanted.gradient)

@@ -7,21 +7,15 @@ this loop around two row kernels, and `cpu` is too where its own GEMMs do not ap
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ds_train.ops.problem import Problem, Result, RowKernel, Upstream, Wanted, empty_result
+from ds_train.plan.loss_chunks import chunk_rows
 
-_MIB = 2**20
 _BLOCK_ELEMENTS = 2**24
-# rows at which the GEMMs are bound by arithmetic, not by reading the weight again: measured and
-# derived in csrc/README.md
-_DEFAULT_BYTES = {("cuda", False): 256 * _MIB, ("cuda", True): 512 * _MIB}
-_DEFAULT_BYTES_ELSEWHERE = {False: 64 * _MIB, True: 128 * _MIB}
-_FEWEST_ROWS, _MOST_ROWS, _ROUND = 256, 8192, 128
 
 
 def compute_in_chunks(
@@ -71,25 +65,6 @@ def compute_in_chunks(
     if weight_sum is not None:
         result.grad_weight = weight_sum.total()
     return result
-
-
-def chunk_rows(
-    num_rows: int, row_bytes: int, chunk_bytes: int | None, device: str, weight_gradient: bool
-) -> int:
-    """Rows of a chunk; chunks of one loop differ by at most one row's worth of rounding."""
-    if chunk_bytes is not None:
-        most = max(1, chunk_bytes // row_bytes)
-    else:
-        default = _DEFAULT_BYTES.get(
-            (device, weight_gradient), _DEFAULT_BYTES_ELSEWHERE[weight_gradient]
-        )
-        most = default // row_bytes // _ROUND * _ROUND
-        most = min(max(most, _FEWEST_ROWS), _MOST_ROWS)
-    num_chunks = max(1, math.ceil(num_rows / most))
-    balanced = math.ceil(num_rows / num_chunks)
-    if chunk_bytes is None and num_chunks > 1:  # whole tiles of the GEMM, where memory allows
-        balanced = min(most, -(-balanced // _ROUND) * _ROUND)
-    return max(1, balanced)
 
 
 class WeightSum:

@@ -1,0 +1,202 @@
+"""What a forward pass leaves for the backward pass: bytes a token, layer by layer.
+
+Counted from what each kind of module keeps for its gradient (as transformers 5 writes it and torch
+2.13 differentiates it), w bytes an element of the model's dtype:
+
+    linear layer       its input, once for all layers that share it; nothing where none of them
+                       trains or is adapted; LoRA adds its r inner values, dropout its output and
+                       mask, IA3 the values that it scales
+    norm               input in fp32, one factor; the normalised values where its weight trains
+    layernorm          input, mean and deviation
+    attention          queries, keys and values with as many heads as the queries, output, one
+                       number a head; with packing a row of the mask. Without a fused kernel the
+                       scores: heads x length, several times
+    feed-forward       gated: gate, its activation, the other branch; else the activation's input
+
+`tests/plan/test_activations.py` compares this with the tensors that autograd really keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ds_train.config.run import RunConfig
+from ds_train.plan.execution import Unit, backward_order, forward_order
+from ds_train.plan.shapes import ModelShape, Module
+from ds_train.plan.trainable import Trainable
+
+EAGER = ("gemma2",)
+"""Architectures whose attention transformers computes without a fused kernel (a soft cap)."""
+_FP32_NORMS = ("gemma", "olmo")
+"""Their norms multiply by the weight before they go back to the model's dtype."""
+_PYTHON_GELU = ("gpt2", "phi")
+"""Their activation is a formula in Python, each factor of which autograd keeps."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch of one rank."""
+
+    all_layers: int
+    """What all layers keep for the backward pass."""
+    largest_layer: int
+    """What one layer keeps: also what recomputing it takes."""
+    layer_inputs: int
+    """With activation checkpointing: only the input of each layer."""
+    outside_layers: int
+    """Embeddings, last norm, the output layer's input."""
+
+    def kept(self, *, recompute: bool) -> int:
+        """At the end of the forward pass, plus the layer that is recomputed first."""
+        if recompute:
+            return self.layer_inputs + self.largest_layer + self.outside_layers
+        return self.all_layers + self.outside_layers
+
+
+def activations(trainable: Trainable, config: RunConfig, rows: int, length: int) -> Activations:
+    """Of `rows` rows of `length` tokens.
+
+    Args:
+        rows: of one micro-batch; length: tokens of a row, virtual ones included.
+    """
+    shape, w = trainable.shape, 4 if config.model.dtype == "fp32" else 2
+    recompute = config.model.gradient_checkpointing
+    units = forward_order(trainable)
+    needed = {id(unit) for unit in backward_order(units, trainable, recompute=recompute)}
+    counter = _Counter(shape, config, w, length)
+    layers: dict[int, list[Unit]] = {}
+    outside = 0.0
+    for unit in units:
+        if unit.layer is not None:
+            layers.setdefault(unit.layer, []).append(unit)
+        elif id(unit) in needed:
+            outside += counter.outside(unit)
+    tokens = rows * length
+    of_layers = [
+        tokens * counter.layer([one for one in some if id(one) in needed], some)
+        + w * _merged_experts(some)
+        for some in layers.values()
+    ]
+    return Activations(
+        all_layers=round(sum(of_layers)),
+        largest_layer=round(max(of_layers, default=0)),
+        layer_inputs=tokens * w * shape.hidden * sum(one > 0 for one in of_layers),
+        outside_layers=round(tokens * outside),
+    )
+
+
+def _merged_experts(units: list[Unit]) -> int:
+    """Elements of experts that have LoRA: PEFT adds its product to all of them, tokens or not."""
+    adapted = {one.owner for one in units if one.trains and one.name not in one.owner}
+    found = {
+        one.module.name: one.num_elements
+        for unit in units
+        for one in unit.parameters
+        if one.module.kind == "experts" and one.kind == "base"
+    }
+    return sum(size for name, size in found.items() if name in adapted)
+
+
+class _Counter:
+    """Bytes that one token leaves in a module."""
+
+    def __init__(self, shape: ModelShape, config: RunConfig, w: int, length: int) -> None:
+        self.shape, self.config, self.w, self.length = shape, config, w, length
+        attention = config.model.attn_implementation
+        self.eager = attention == "eager" or (attention is None and shape.model_type in EAGER)
+        self.masked = config.data.packing and "flash" not in (attention or "")
+
+    def outside(self, unit: Unit) -> float:
+        module = unit.parameters[0].module
+        if module.kind in ("norm", "layernorm"):
+            return self._norm(unit)
+        return 0.0  # ids of the embeddings; the output layer is the loss's own account
+
+    def layer(self, needed: list[Unit], units: list[Unit]) -> float:
+        """All that one layer keeps."""
+        if not needed:
+            return 0.0
+        total = sum(self._norm(unit) for unit in needed)
+        stages: dict[int, list[Unit]] = {}
+        for unit in units:
+            stages.setdefault(unit.stage, []).append(unit)
+        for stage in (1, 2, 4, 5):
+            total += self._linear_inputs(stages.get(stage, []))
+        total += self._attention() if any(one.stage == 2 for one in needed) else 0.0
+        return total + self._feedforward(needed)
+
+    def _norm(self, unit: Unit) -> float:
+        module, w = unit.parameters[0].module, self.w
+        if module.kind not in ("norm", "layernorm"):
+            return 0.0
+        width = module.shape[0]
+        if width == self.shape.head_dim and "self_attn" in module.name:
+            heads = self.shape.num_kv_heads if "k_" in module.name.rsplit(".", 1)[1] else None
+            repeats = heads or self.shape.num_heads
+        else:
+            repeats = 1
+        if module.kind == "layernorm":
+            return repeats * (w * width + 8)
+        wide = any(one in self.shape.model_type for one in _FP32_NORMS)
+        trained = unit.trains * width * (4 if wide else w)
+        return repeats * (4 * (width + 1) + trained)
+
+    def _linear_inputs(self, units: list[Unit]) -> float:
+        """One input for all layers of a stage, where one of them needs it; adapters' own."""
+        linear = [one for one in units if one.parameters[0].module.is_linear]
+        adapted = [one for one in linear if one.trains]
+        trained = [one for one in adapted if not one.name.endswith("ia3_l.default")]
+        modules = {one.owner: one.parameters[0].module for one in trained}
+        groups = _shared_inputs(list(modules.values()))
+        total = sum(self.w * width for width in groups)
+        # the attention's output is kept by the attention itself, and is the next layer's input
+        if trained and trained[0].stage == 2 and not self.eager:
+            total -= self.w * max(groups, default=0)
+        return total + sum(self._adapter(one) for one in adapted)
+
+    def _adapter(self, unit: Unit) -> float:
+        adapter, w = self.config.adapter, self.w
+        module = unit.parameters[0].module
+        if unit.name.endswith("lora_A.default"):
+            dropped = (w + 1) * module.in_features if adapter.dropout else 0
+            dora = w * module.out_features if adapter.use_dora else 0
+            return w * unit.parameters[0].shape[0] + dropped + dora
+        if unit.name.endswith("ia3_l.default"):
+            return w * max(unit.parameters[0].shape)
+        return 0.0
+
+    def _attention(self) -> float:
+        shape, w = self.shape, self.w
+        wide = shape.num_heads * shape.head_dim
+        if self.eager:
+            # capped scores, probabilities in fp32, and these in the model's dtype
+            return 3 * w * wide + shape.num_heads * self.length * 8
+        # a fused projection is kept whole, as the values are a view of it
+        fused = any(one.name.endswith(("query_key_value", "c_attn")) for one in shape.modules)
+        mask = w * self.length if self.masked else 0
+        return w * (6 if fused else 4) * wide + 4 * shape.num_heads + mask
+
+    def _feedforward(self, needed: list[Unit]) -> float:
+        shape, w = self.shape, self.w
+        names = {one.owner.rsplit(".", 1)[-1]: one for one in needed}
+        if not any(one.stage in (4, 5) for one in needed):
+            return 0.0
+        if any(one.parameters[0].module.kind == "experts" for one in needed):
+            return self._experts(needed)
+        if "gate_proj" in names or "gate_up_proj" in names:
+            return 3 * w * shape.feedforward
+        return (4 if shape.model_type in _PYTHON_GELU else 1) * w * shape.feedforward
+
+    def _experts(self, needed: list[Unit]) -> float:
+        """Each token goes through some experts; their inputs are kept apart."""
+        shape, w = self.shape, self.w
+        experts = next(one for one in needed if one.parameters[0].module.kind == "experts")
+        width = experts.parameters[0].module.shape[1] // 2
+        routed = shape.experts_per_token * w * (2 * shape.hidden + 4 * width)
+        shared = [one for one in needed if "shared_experts.gate_proj" in one.owner]
+        return routed + sum(3 * w * one.parameters[0].module.out_features for one in shared)
+
+
+def _shared_inputs(modules: list[Module]) -> list[int]:
+    """Widths of the different inputs: layers of the same width in a stage share one."""
+    return sorted({module.in_features for module in modules})

@@ -1,0 +1,100 @@
+"""What autograd really keeps for the backward pass, against the plan's count."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ds_train.config.adapter import AdapterConfig
+from ds_train.config.run import RunConfig
+from ds_train.model.adapter import choose_trainable
+from ds_train.model.head import LanguageModel
+from ds_train.plan.activations import activations
+from ds_train.plan.count import shape_of
+from ds_train.plan.trainable import choose
+
+ROWS, LENGTH = 2, 64
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 101,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXACT = ("llama", "qwen2", "qwen3", "olmo2", "smollm3", "gemma3_text", "gemma2", "gpt_neox", "phi")
+PLAIN = [(method, dtype) for method in ("full", "lora") for dtype in ("fp32", "bf16")]
+CASES = [
+    *((name, method, dtype, 0.005) for name in EXACT for method, dtype in PLAIN),
+    *((name, "ia3", "bf16", 0.02) for name in ("llama", "qwen3", "gemma2", "phi")),
+    *((name, "lora", "bf16", 0.06) for name in ("phi3", "mixtral")),
+]
+
+
+def kept_bytes(model_type: str, num_layers: int, method: str, dtype: str, recompute: bool) -> int:
+    """Of all tensors that a forward pass saves, parameters left out, each storage once."""
+    experts = {"num_local_experts": 4} if model_type == "mixtral" else {}
+    sizes = {**SIZES, **experts, "num_hidden_layers": num_layers}
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+    model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    model = choose_trainable(model, AdapterConfig(method=method, r=4), base="x", seed=0)
+    if recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    parameters = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    saved: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(tensor)
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(3, 100, (ROWS, LENGTH))
+    positions = (torch.arange(LENGTH) % (LENGTH // 2))[None].expand(ROWS, -1).contiguous()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one))
+        LanguageModel(model).train()(ids, ids, positions, num_supervised=ids.numel())
+    return sum(saved.values())
+
+
+def planned(
+    make: Callable[..., RunConfig], model_type: str, num_layers: int, method: str, dtype: str
+) -> Any:
+    experts = {"num_local_experts": 4} if model_type == "mixtral" else {}
+    raw = AutoConfig.for_model(
+        model_type, **{**SIZES, **experts, "num_hidden_layers": num_layers}
+    ).to_dict()
+    adapter = {"method": method, **({"r": 4} if method == "lora" else {})}
+    config = make(model={"name_or_path": "x", "dtype": dtype}, adapter=adapter)
+    return activations(choose(shape_of(raw), config.adapter), config, ROWS, LENGTH)
+
+
+@pytest.mark.parametrize(("model_type", "method", "dtype", "error"), CASES)
+def test_what_a_layer_keeps(
+    make: Callable[..., RunConfig], model_type: str, method: str, dtype: str, error: float
+) -> None:
+    real = [kept_bytes(model_type, layers, method, dtype, False) for layers in (2, 3)]
+    plan = [planned(make, model_type, layers, method, dtype).all_layers for layers in (2, 3)]
+    assert plan[1] - plan[0] == pytest.approx(real[1] - real[0], rel=error)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_checkpointing_keeps_the_inputs_of_layers(
+    make: Callable[..., RunConfig], method: str
+) -> None:
+    real = [kept_bytes("llama", layers, method, "bf16", True) for layers in (2, 3)]
+    plan = [planned(make, "llama", layers, method, "bf16").layer_inputs for layers in (2, 3)]
+    assert plan[1] - plan[0] == real[1] - real[0]
