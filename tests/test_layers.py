@@ -35,7 +35,9 @@ LAYERS: dict[str, int] = {
     "ds_train.model": 3,
     # 4: deepspeed, in one file
     "ds_train.engine": 4,
+    "ds_train.checkpoint.checksums": 4,
     "ds_train.checkpoint.folder": 4,
+    "ds_train.checkpoint.rehearse": 4,
     "ds_train.checkpoint.state": 4,
     # 5
     "ds_train.train": 5,
@@ -56,6 +58,7 @@ LAYERS: dict[str, int] = {
     "ds_train.evaluate.task_options": 5,
     "ds_train.evaluate.task_scores": 3,
     "ds_train.evaluate.task_shots": 3,
+    "ds_train.evaluate.task_templates": 2,
     "ds_train.evaluate.tasks": 5,
     "ds_train.evaluate.text": 3,
     "ds_train.evaluate": 6,

@@ -19,6 +19,7 @@ from ds_train.evaluate.embed import embed_texts
 from ds_train.evaluate.task_list import check_pools, quieten
 from ds_train.evaluate.task_model import TaskModel
 from ds_train.evaluate.task_options import TaskOptions, equip
+from ds_train.evaluate.task_templates import templates_compiled_once
 
 Say = Callable[[str], Any]
 
@@ -176,13 +177,14 @@ def _evaluate(
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=seed)
     is_main = model.scorer.ranks.is_main
-    found: Any = evaluate(
-        lm=model,
-        task_dict=loaded,
-        limit=settings.limit,
-        log_samples=settings.log_samples,
-        bootstrap_iters=BOOTSTRAP_SAMPLES if is_main else 0,
-    )
+    with templates_compiled_once():
+        found: Any = evaluate(
+            lm=model,
+            task_dict=loaded,
+            limit=settings.limit,
+            log_samples=settings.log_samples,
+            bootstrap_iters=BOOTSTRAP_SAMPLES if is_main else 0,
+        )
     if found is None:
         raise DataError("tasks: lm_eval gave no results.")
     return [_result(name, found, seed) for name in found["results"]]
