@@ -80,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         "score": _score,
         "export-curriculum": _export_curriculum,
         "plan": _plan,
+        "doctor": _doctor,
         "train": _train,
         "launch": _launch,
         "compare": _compare,
@@ -171,6 +172,19 @@ def _train(args: argparse.Namespace) -> int:
     from ds_train.train.start import start_training
 
     return start_training(launch)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from ds_train.doctor.command import doctor_command
+
+    return doctor_command(
+        args.recipe,
+        args.overrides,
+        hostfile=args.hostfile,
+        json_file=args.json,
+        need_disk=args.need_disk,
+        all_reduce=not args.no_all_reduce,
+    )
 
 
 def _launch(args: argparse.Namespace) -> int:

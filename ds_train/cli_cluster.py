@@ -40,3 +40,19 @@ def add_launch_arguments(parser: argparse.ArgumentParser, count: Callable[[str],
         metavar="--x=y",
         help="further option of sbatch or mpirun, as in --option=--account=lab; may be repeated",
     )
+
+
+def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `ds-train doctor`."""
+    parser.add_argument(
+        "--hostfile", metavar="FILE", help="the hosts; the recipe's if left out, else this machine"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything that was found out there")
+    parser.add_argument(
+        "--need-disk",
+        metavar="SIZE",
+        help="free space of the output folder, as in 500GB; the checkpoints' if left out",
+    )
+    parser.add_argument(
+        "--no-all-reduce", action="store_true", help="start no processes; a few seconds in all"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ds_train import __version__
-from ds_train.cli_cluster import add_launch_arguments
+from ds_train.cli_cluster import add_doctor_arguments, add_launch_arguments
 
 _EPILOG = """\
 start here:
@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_score(commands)
     _add_train(commands)
+    _add_doctor(commands)
     _add_launch(commands)
     _add_compare(commands)
     _add_fewshot(commands)
@@ -210,6 +211,22 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--dry-run", action="store_true", help="print the launcher's command and stop"
     )
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "doctor",
+        "check all hosts at once before a run: software, GPUs, files, clocks, network, all-reduce",
+        "ds-train doctor my.yaml --json doctor.json\n"
+        "ds-train doctor --hostfile launch/hostfile        without a recipe\n"
+        "ds-train doctor                                   this machine alone",
+    )
+    parser.add_argument("recipe", nargs="?", help="the YAML file of the run")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help=_OVERRIDES
+    )
+    add_doctor_arguments(parser)
 
 
 def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

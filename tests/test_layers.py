@@ -24,6 +24,8 @@ LAYERS: dict[str, int] = {
     "ds_train.plan": 2,
     "ds_train.launch": 2,
     "ds_train.report": 2,
+    "ds_train.doctor": 2,
+    "ds_train.doctor.allreduce": 3,
     "ds_train.data": 2,
     "ds_train.curriculum": 2,
     "ds_train.fewshot": 2,

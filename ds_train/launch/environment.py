@@ -28,7 +28,15 @@ def user_files() -> list[Path]:
 
 
 def env_file_text(variables: Mapping[str, str], environment: Mapping[str, str]) -> str:
-    """The lines KEY=VALUE of the whole file.
+    """The lines KEY=VALUE of the whole file; arguments as of `remote_variables`."""
+    found = remote_variables(variables, environment)
+    return "".join(f"{name}={value}\n" for name, value in found.items())
+
+
+def remote_variables(
+    variables: Mapping[str, str], environment: Mapping[str, str]
+) -> dict[str, str]:
+    """What ranks on other hosts get.
 
     Args:
         variables: `cluster.env`, which wins over the user's files and over `environment`.
@@ -42,5 +50,4 @@ def env_file_text(variables: Mapping[str, str], environment: Mapping[str, str]) 
     for path in user_files():
         pairs = (line.split("=", 1) for line in path.read_text(encoding="utf-8").splitlines())
         found |= {name.strip(): value for name, value in pairs}
-    found |= variables
-    return "".join(f"{name}={value}\n" for name, value in found.items())
+    return found | dict(variables)

@@ -105,7 +105,10 @@ def test_output_is_a_program(recipe: str, capsys, tmp_path: Path) -> None:
 
 FAULTS = [
     (["--target", "slurm"], "--nodes: --target slurm must know on how many nodes; give it."),
-    (["--target", "ssh", "--nodes", "2"], "--nodes: is for --target slurm or per-node or"),
+    (
+        ["--target", "ssh", "--nodes", "2"],
+        "--nodes: is for --target slurm or per-node; leave it out.",
+    ),
     (["--target", "mpi", "--time", "1:00"], "--time: is for --target slurm; leave it out."),
     (["--target", "ssh"], "cluster.hostfile: --target ssh must know the hosts; name a file"),
     (["--target", "slurm", "--nodes", "3"], "train.global_batch_size = 32 does not divide into 12"),

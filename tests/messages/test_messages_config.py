@@ -69,7 +69,7 @@ CASES: list[tuple[str, str, str]] = [
         "cluster: {processes_per_node: 2}",
         "cluster: {gpus: 2}",
         "cluster.gpus: no such setting. In cluster there are: processes_per_node, hostfile, "
-        "master_port (my.yaml, line 8).",
+        "include, exclude, ssh_port, env, master_port (my.yaml, line 8).",
     ),
     (
         "model: {name_or_path: org/model}",
