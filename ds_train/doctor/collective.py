@@ -85,8 +85,11 @@ def judge_collective(measured: Mapping[str, Any], hosts: Sequence[str]) -> Itera
     if measured["error"] is not None:
         absent = [name for place, name in enumerate(hosts) if place not in measured["joined"]]
         if absent:
-            text = f"{measured['error']}; the processes of some hosts never started"
-            remedy = "run it by hand (ds-train doctor prints the command) and read what they say"
+            text = f"{measured['error']}; the processes of these hosts never started"
+            remedy = (
+                "start a Python there that imports torch, and see how long it takes; on a machine "
+                "with many hosts of a testbed, use fewer"
+            )
             yield fail("all-reduce", text, remedy, *absent)
         else:
             remedy = "see the findings above; NCCL_DEBUG=INFO in cluster.env says more"

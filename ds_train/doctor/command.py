@@ -23,7 +23,7 @@ from ds_train.doctor.judge_machines import judge_machines
 from ds_train.doctor.judge_network import judge_network
 from ds_train.doctor.table import as_json, bandwidth_lines, lines
 from ds_train.errors import ConfigError, ModelError
-from ds_train.launch.command import module_command
+from ds_train.launch.command import module_command, show_command
 from ds_train.launch.environment import env_file_text, remote_variables
 from ds_train.launch.hostfile import Slots, filter_slots, read_hostfile
 from ds_train.paths import default_cache_dir
@@ -195,6 +195,7 @@ def _measure(
             num_processes=num_here,
             ssh_port=subject.cluster.ssh_port,
         )
+        print(f"all-reduce: {show_command(command)}", flush=True)
         measured = run_collective(command, environment)
     names = [report.name for report in rest]
     return list(judge_collective(measured, names)), {**measured, "hosts": names}

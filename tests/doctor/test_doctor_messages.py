@@ -1,0 +1,49 @@
+"""`ds-train doctor`: exit codes, bad input, the report; on this machine, without ssh."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ds_train.cli import main
+
+
+def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "doctor.json"
+    code = main(["doctor", "--no-all-reduce", "--json", str(report)])
+    found = json.loads(report.read_text())
+    assert code == (1 if found["failures"] else 0)
+    assert list(found["hosts"]) == ["localhost"]
+    assert "ok      torch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["--hostfile", "nowhere"], 'cluster.hostfile = "nowhere": no such file'),
+        (["--need-disk", "much"], "--need-disk: 'much' is not a size; write it like 80 GiB"),
+        (["--json", "no/where.json"], "--json = no/where.json: its folder is not there"),
+    ],
+)
+def test_bad_input(arguments: list[str], words: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_failure_is_1(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A recipe whose model is missing is no bad input here: to say so is what this is for."""
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text(
+        "output_dir: run\nmodel: {name_or_path: ./model}\n"
+        "data: {train: [{path: ./rows.jsonl}], max_length: 8}\n"
+        "train: {global_batch_size: 1, per_device_train_batch_size: 1, max_steps: 1}\n"
+    )
+    assert main(["doctor", "my.yaml", "--no-all-reduce"]) == 1
+    printed = capsys.readouterr().out
+    assert f"model.name_or_path = {tmp_path}/model is not there" in " ".join(printed.split())
+    assert "-> put it on a file system that all hosts share" in printed
+    assert not Path("run").exists()
