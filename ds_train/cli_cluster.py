@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-TARGETS = ("ssh", "per-node", "slurm", "mpi")
+TARGETS = ("ssh", "per-node", "slurm", "kubernetes", "mpi")
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
@@ -39,6 +39,20 @@ def add_launch_arguments(parser: argparse.ArgumentParser, count: Callable[[str],
         default=[],
         metavar="--x=y",
         help="further option of sbatch or mpirun, as in --option=--account=lab; may be repeated",
+    )
+    pods = parser.add_argument_group("kubernetes")
+    pods.add_argument(
+        "--kind", choices=["pytorchjob", "trainjob"], help="of manifest (default pytorchjob)"
+    )
+    pods.add_argument("--image", help="that has ds-train; see launch/Dockerfile")
+    pods.add_argument("--namespace", help="the current one if left out")
+    pods.add_argument("--workdir", metavar="DIR", help="working folder inside the container")
+    pods.add_argument(
+        "--claim",
+        action="append",
+        default=[],
+        metavar="NAME:/PATH",
+        help="persistent volume claim and where it is mounted; may be repeated",
     )
 
 

@@ -233,7 +233,7 @@ def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = _command(
         commands,
         "launch",
-        "write what a cluster reads to start a recipe, or start it: ssh, Slurm, MPI",
+        "write what a cluster reads to start a recipe, or start it: ssh, Slurm, Kubernetes, MPI",
         "ds-train launch my.yaml --target slurm --nodes 4 --time 12:00:00 --output my.sbatch\n"
         "ds-train launch my.yaml --target per-node --run     on every node: srun, a pod",
     )

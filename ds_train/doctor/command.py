@@ -27,14 +27,13 @@ from ds_train.launch.command import module_command, show_command
 from ds_train.launch.environment import env_file_text, remote_variables
 from ds_train.launch.hostfile import Slots, filter_slots, read_hostfile
 from ds_train.paths import default_cache_dir
+from ds_train.plan.estimate import disk_bytes
 from ds_train.plan.model_files import describe_model
 from ds_train.plan.trainable import choose
 from ds_train.units import format_seconds, parse_bytes
 
 _BLOCKING = {"ssh", "answer", "resolution", "ports", "own name", "interface", "python", "torch"}
 """A host with a fault of these could only hang an all-reduce."""
-_BYTES_PER_TRAINED = 12
-"""A checkpoint holds what trains in fp32, and two moments of it."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +138,11 @@ def _is_here(path: str) -> bool:
 
 
 def _checkpoint_bytes(config: RunConfig) -> int | None:
-    """Of all checkpoints that are there at once; None where the model can't be described here.
-
-    Those that are kept, the best one, and the one that is being written.
-    """
+    """As `ds-train plan` counts them; None where the model can't be described on this machine."""
     try:
-        trained = choose(describe_model(config.model), config.adapter).num_trainable
+        return disk_bytes(config, choose(describe_model(config.model), config.adapter))
     except (ModelError, ConfigError):
         return None
-    return trained * _BYTES_PER_TRAINED * (config.checkpoint.keep + 2)
 
 
 def _check_json(json_file: str | None) -> None:

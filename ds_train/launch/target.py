@@ -24,7 +24,16 @@ from ds_train.launch.render import (
     render_slurm,
     render_ssh,
 )
+from ds_train.launch.render_kubernetes import (
+    PodJob,
+    check_name,
+    parse_claims,
+    render_kubernetes,
+)
 from ds_train.paths import replace_text
+from ds_train.plan.batch import batch_arithmetic
+from ds_train.plan.ds_config import resolve_ds_config
+from ds_train.plan.rules import check_rules
 from ds_train.plan.validate import validate
 
 _RENDER = {
@@ -34,7 +43,12 @@ _RENDER = {
     "mpi": render_mpi,
 }
 _OPTIONS = {
-    "nodes": ("slurm", "per-node"),
+    "nodes": ("slurm", "per-node", "kubernetes"),
+    "kind": ("kubernetes",),
+    "image": ("kubernetes",),
+    "namespace": ("kubernetes",),
+    "workdir": ("kubernetes",),
+    "claim": ("kubernetes",),
     "tell_stop": ("per-node",),
     "time": ("slurm",),
     "partition": ("slurm",),
@@ -47,6 +61,8 @@ _OPTIONS = {
 def render_target(args: argparse.Namespace) -> str:
     """The file of `--target`, for a recipe that passed every check. Raises ConfigError."""
     check_options(args)
+    if args.target == "kubernetes":
+        return render_kubernetes(make_pod_job(args), args.kind or "pytorchjob")
     job = make_job(args)
     return _RENDER[args.target](job)
 
@@ -67,7 +83,14 @@ def make_job(args: argparse.Namespace) -> Job:
     num_nodes = len(hosts) or args.nodes
     if not num_nodes:
         raise ConfigError(f"--nodes: --target {args.target} must know on how many nodes; give it.")
-    slots = num_slots(config)
+    slots = num_slots(config, bool(hosts))
+    overrides = [*args.overrides]
+    if args.target == "mpi":
+        # a node of mpirun has no use for the hostfile: what follows from it is said here
+        overrides += [f"cluster.processes_per_node={slots}"]
+        overrides += [
+            f"cluster.{n}=null" for n in ("include", "exclude") if getattr(config.cluster, n)
+        ]
     if not hosts:
         check_cluster(config.cluster)
         with node_hostfile(num_nodes, slots) as hostfile:
@@ -77,7 +100,7 @@ def make_job(args: argparse.Namespace) -> Job:
     return Job(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", args.name or Path(args.recipe).stem),
         recipe=str(Path(args.recipe).resolve()),
-        overrides=args.overrides,
+        overrides=overrides,
         python=sys.executable,
         folder=str(Path.cwd()),
         env=config.cluster.env,
@@ -89,6 +112,40 @@ def make_job(args: argparse.Namespace) -> Job:
         options=args.option,
         stop_seconds=args.stop_seconds or STOP_SECONDS,
         hosts=hosts,
+    )
+
+
+def make_pod_job(args: argparse.Namespace) -> PodJob:
+    """What a manifest is rendered from. Raises ConfigError.
+
+    Paths are those inside the container, so files are not looked for here.
+    """
+    config = load_recipe(args.recipe, args.overrides)
+    for name in ("nodes", "image"):
+        if not getattr(args, name):
+            raise ConfigError(f"--{name}: --target kubernetes needs it; see launch/kubernetes.md.")
+    slots = num_slots(config, False)
+    check_cluster(config.cluster)
+    world_size = args.nodes * slots
+    faults = check_rules(config, world_size)
+    try:
+        resolve_ds_config(config, batch_arithmetic(config, world_size))
+    except ConfigError as error:
+        faults += error.faults
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+    return PodJob(
+        name=check_name(args.name or Path(args.recipe).stem),
+        image=args.image,
+        recipe=args.recipe,
+        overrides=args.overrides,
+        env=config.cluster.env,
+        num_nodes=args.nodes,
+        slots=slots,
+        on_cpu=on_cpu(config),
+        workdir=args.workdir,
+        namespace=args.namespace,
+        claims=parse_claims(args.claim),
     )
 
 
@@ -112,12 +169,12 @@ def hosts_of(config: RunConfig, target: str) -> list[str]:
     return list(slots)
 
 
-def num_slots(config: RunConfig) -> int:
+def num_slots(config: RunConfig, from_hostfile: bool) -> int:
     """Processes of each node, which is not this machine: its GPUs can't be counted from here."""
     cluster = config.cluster
     if cluster.processes_per_node is not None:
         return cluster.processes_per_node
-    if cluster.hostfile is not None:
+    if from_hostfile and cluster.hostfile is not None:
         return max(read_hostfile(cluster.hostfile).values())
     raise ConfigError(
         "cluster.processes_per_node: is left out, and the nodes are not this machine; say how many "

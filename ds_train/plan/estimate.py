@@ -16,7 +16,7 @@ from ds_train.plan.memory import Memory, memory_of
 from ds_train.plan.rules_engine import offload_rules, zero_rules
 from ds_train.plan.setting import Setting
 from ds_train.plan.shapes import ModelShape
-from ds_train.plan.trainable import choose
+from ds_train.plan.trainable import Trainable, choose
 from ds_train.plan.volume import Collective, collectives
 
 PRESETS = (
@@ -122,24 +122,32 @@ class Estimate:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """fp32 weights and optimizer state of what trains; an adapter beside it, for PEFT."""
-        config, trainable = self.setting.config, self.setting.trainable
-        trained = trainable.num_trainable
-        if config.train.optim == "adafactor":
-            states = sum(
-                sum(one.shape) if len(one.shape) > 1 else one.num_elements
-                for one in trainable.trained
-            )
-        else:
-            states = 2 * trained
-        adapter = 0 if config.adapter.method in ("full", "partial") else trained
-        return 4 * (trained + states + adapter)
+        """Of one checkpoint."""
+        return checkpoint_bytes(self.setting.config, self.setting.trainable)
 
     @property
     def disk_bytes(self) -> int:
         """Checkpoints that are kept, the best one, and one that is being written."""
-        checkpoint = self.setting.config.checkpoint
-        return self.checkpoint_bytes * (checkpoint.keep + checkpoint.best + 1)
+        return disk_bytes(self.setting.config, self.setting.trainable)
+
+
+def checkpoint_bytes(config: RunConfig, trainable: Trainable) -> int:
+    """fp32 weights and optimizer state of what trains; an adapter beside it, for PEFT."""
+    trained = trainable.num_trainable
+    if config.train.optim == "adafactor":
+        states = sum(
+            sum(one.shape) if len(one.shape) > 1 else one.num_elements for one in trainable.trained
+        )
+    else:
+        states = 2 * trained
+    adapter = 0 if config.adapter.method in ("full", "partial") else trained
+    return 4 * (trained + states + adapter)
+
+
+def disk_bytes(config: RunConfig, trainable: Trainable) -> int:
+    """Checkpoints that are kept, the best one, and one that is being written."""
+    checkpoint = config.checkpoint
+    return checkpoint_bytes(config, trainable) * (checkpoint.keep + checkpoint.best + 1)
 
 
 def estimate(

@@ -94,6 +94,8 @@ def test_mpi_names_the_chosen_hosts(recipe: str, capsys) -> None:
     assert "mpirun -np 2 --host small:1,old:1 --map-by ppr:1:node" in text
     assert "MASTER_ADDR=small " in text
     assert "-x LEVEL -x NCCL_SOCKET_IFNAME" in text
+    # a node of mpirun does not look at the hostfile
+    assert "cluster.processes_per_node=4 cluster.include=null --target per-node" in text
 
 
 def test_output_is_a_program(recipe: str, capsys, tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ FAULTS = [
     (["--target", "slurm"], "--nodes: --target slurm must know on how many nodes; give it."),
     (
         ["--target", "ssh", "--nodes", "2"],
-        "--nodes: is for --target slurm or per-node; leave it out.",
+        "--nodes: is for --target slurm or per-node or kubernetes; leave it out.",
     ),
     (["--target", "mpi", "--time", "1:00"], "--time: is for --target slurm; leave it out."),
     (["--target", "ssh"], "cluster.hostfile: --target ssh must know the hosts; name a file"),
