@@ -12,6 +12,8 @@ from typing import Any
 from ds_train.doctor.session import HostFault, Session
 
 LOCAL = "localhost"
+MASTER = "rank 0"
+"""Among the targets: the first host by the address that DeepSpeed's launcher takes."""
 _FACTS_SECONDS = 25.0
 _ANSWER_SECONDS = 15.0
 
@@ -49,6 +51,8 @@ class HostReport:
     master_port_error: str | None = None
     links: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Other host -> microseconds, or error and stage."""
+    master: dict[str, Any] | None = None
+    """The same to the address that the launcher would give to rank 0."""
     token_error: str | None = None
     missing: list[str] = field(default_factory=list)
     """Hosts whose file in the output folder it does not see."""
@@ -167,7 +171,11 @@ def _ask_links(asking: _Asking, needs: Needs) -> None:
             for other in asking.alive
             if other is not report and other.port and other.name in addresses[report.name]
         ]
+        first = alive[0]
+        if report is not first and first.port and first.facts and first.facts["first_address"]:
+            targets.append([MASTER, first.facts["first_address"], first.port])
         report.links = session.ask("connect", 2 * _ANSWER_SECONDS, targets=targets)
+        report.master = report.links.pop(MASTER, None)
 
     asking.each(connect)
 

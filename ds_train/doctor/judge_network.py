@@ -21,6 +21,7 @@ def judge_network(reports: Sequence[HostReport], needs: Needs) -> Iterator[Findi
         yield from _clocks(alive)
         yield from _interfaces(alive)
         yield from _ports(alive)
+        yield from _master_address(alive)
     if alive:
         yield from _own_names(alive)
         yield from _master_port(alive[0], needs)
@@ -182,6 +183,26 @@ def _describe_links(host: str, links: dict[tuple[str, str], dict[str, str]]) -> 
         "and the launcher choose theirs freely",
         host,
     )
+
+
+def _master_address(alive: Sequence[HostReport]) -> Iterator[Finding]:
+    """Containers and second networks have addresses that other hosts do not reach."""
+    first = alive[0]
+    address = (first.facts or {}).get("first_address")
+    lost = [
+        r.name
+        for r in alive
+        if r.master is not None
+        and "error" in r.master
+        and "error" not in r.links.get(first.name, {"error": ""})
+    ]
+    if lost:
+        text = (
+            f"the launcher takes {address} for {first.name} (the first of hostname -I), which "
+            f"{', '.join(lost)} can't reach"
+        )
+        remedy = f"ds-train train RECIPE -- --master_addr {first.route}"
+        yield fail("master address", text, remedy, first.name)
 
 
 def _master_port(first: HostReport, needs: Needs) -> Iterator[Finding]:

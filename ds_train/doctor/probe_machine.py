@@ -51,6 +51,7 @@ def facts(paths: Any, names: Any = (), need_write: Any = ()) -> Any:
         "shm": shared_memory(),
         "build_locks": build_locks(),
         "resolved": {name: resolve(name) for name in names},
+        "first_address": first_address(),
         "own_address": resolve(socket.gethostname()),
         "paths": {name: path_facts(path) for name, path in paths.items()},
         "folders": {folder: folder_facts(folder) for folder in need_write},
@@ -211,6 +212,14 @@ def _age(path: Any) -> Any:
         return time.time() - os.path.getmtime(path)
     except OSError:
         return 0.0
+
+
+def first_address() -> Any:
+    """What DeepSpeed's launcher takes for rank 0: the first that `hostname -I` says."""
+    if shutil.which("hostname") is None:
+        return None
+    done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=15)
+    return next(iter(done.stdout.split()), None)
 
 
 def resolve(name: Any) -> Any:

@@ -87,8 +87,8 @@ def render_mpi(job: Job) -> str:
 {_place(job)}
 export MASTER_ADDR={shlex.quote(job.hosts[0])} MASTER_PORT="${{MASTER_PORT:-29500}}"
 # one process a node: the ranks are started by the deepspeed launcher; SIGUSR1 and SIGTERM make the
-# run save and end
-exec {shlex.join(words)} \\
+# run save and end. PYTHONPATH goes along as over ssh: every node shall run the same code.
+exec {shlex.join(words)} ${{PYTHONPATH:+-x PYTHONPATH}} \\
     {job.per_node}
 """
 

@@ -1,4 +1,4 @@
-"""Hosts in network namespaces are broken in fifteen ways, and `ds-train doctor` names each of them.
+"""Hosts in network namespaces are broken in sixteen ways, and `ds-train doctor` names each of them.
 
 Every fault is undone afterwards; all tests share the hosts of the session. Skipped, with the
 reason, where hosts can't be made.
@@ -261,6 +261,18 @@ def test_faults_are_named(cluster: Cluster, makes: tuple[Make, Make | None]) -> 
 
 def test_every_fault_is_tried() -> None:
     assert {make for makes in AT_ONCE for make in makes if make is not None} == set(FAULTS)
+
+
+def test_an_address_of_rank_0_that_only_it_reaches(cluster: Cluster) -> None:
+    """As with Docker's bridge: `hostname -I` says it first, and the launcher takes it."""
+    own, other = "10.213.7.1/24 dev eth0", "10.99.0.1/24 dev eth0"
+    make = f"ip address del {own} && ip address add {other} && ip address add {own}"
+    with cluster.broken("node-0", make, f"ip address del {other}"):
+        assert cluster.hosts.check("node-0", "hostname", "-I").split()[0] == "10.99.0.1"
+        code, report, printed = cluster.doctor("--no-all-reduce")
+    assert code == 1
+    assert set(failures(report)) == {"master address"}, printed
+    assert failures(report)["master address"]["hosts"] == ["node-0"]
 
 
 def test_a_slow_link_is_found_by_the_all_reduce(cluster: Cluster) -> None:

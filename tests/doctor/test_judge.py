@@ -39,6 +39,7 @@ FACTS: dict[str, Any] = {
     "build_locks": [],
     "resolved": {f"w{i}": [f"10.0.0.{i}"] for i in range(4)},
     "own_address": ["10.0.0.9"],
+    "first_address": "10.0.0.9",
     "paths": {"model.name_or_path": {"readable": True, "bytes": 5, "files": 1}},
     "folders": {"/run": {"place": "/run", "free": 100 * GIB, "error": None}},
     "chosen": {},
@@ -185,6 +186,17 @@ def test_no_majority_names_all() -> None:
     reports = cluster()[:2]
     facts(reports[0])["versions"]["peft"] = "2"
     assert failures(judge(reports))["peft"].hosts == ("w0", "w1")
+
+
+def test_an_address_of_rank_0_that_nobody_reaches() -> None:
+    reports = cluster()
+    facts(reports[0])["first_address"] = "172.17.0.1"
+    for report in reports[1:]:
+        report.master = {"error": "no answer", "stage": "connect"}
+    (found,) = [f for f in judge(reports) if f.status == "fail"]
+    assert (found.check, found.hosts) == ("master address", ("w0",))
+    assert "takes 172.17.0.1 for w0" in found.text
+    assert found.remedy == "ds-train train RECIPE -- --master_addr 10.0.0.0"
 
 
 def test_master_port() -> None:

@@ -97,6 +97,24 @@ def test_hostfile_and_launcher_arguments(gpus, tmp_path: Path) -> None:
     assert filtered[filtered.index("--include") + 1] == "a:0,1"
 
 
+def test_what_the_cluster_section_says_of_hosts(gpus, tmp_path: Path) -> None:
+    gpus(0)
+    path = tmp_path / "hostfile"
+    path.write_text("a slots=8\nb slots=8\n")
+    built = command(hostfile=str(path), include="b:0,1", ssh_port=2222)
+    assert built[2:6] == ["--include", "b:0,1", "--ssh_port", "2222"]
+    assert command(hostfile=str(path), exclude="a")[2:4] == ["--exclude", "a"]
+    # the arguments after -- win
+    mixed = command(["--include", "a", "--ssh_port", "22"], hostfile=str(path), include="b")
+    assert (mixed.count("--include"), mixed[mixed.index("--include") + 1]) == (1, "a")
+    assert mixed.count("--ssh_port") == 1
+    assert find_world(ClusterConfig(hostfile=str(path), exclude="a")).slots == {"b": list(range(8))}
+    with pytest.raises(ConfigError, match="give --include or --exclude, not both"):
+        command(hostfile=str(path), include="a", exclude="b")
+    # without ssh there is no port
+    assert "--ssh_port" not in command(processes_per_node=1, ssh_port=2222)
+
+
 @pytest.mark.parametrize(
     ("args", "size"),
     [
