@@ -31,8 +31,8 @@ def stories260k(shared_dir: Path) -> Path:
 def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     """Three hosts on this machine, for the whole session; skips where they can't be made."""
     hosts = Testbed(tmp_path_factory.mktemp("hosts"))
+    hosts.up(3)
     try:
-        hosts.up(3)
         yield hosts
     finally:
         hosts.down()

