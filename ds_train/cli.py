@@ -116,6 +116,10 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    if args.measure:
+        from ds_train.plan.measure import measure_command
+
+        return measure_command(args.recipe, args.overrides, args.json)
     from ds_train.plan.command import plan_command
 
     names = ("nodes", "gpus", "gpu_memory", "intra", "inter", "host_memory", "host_link")

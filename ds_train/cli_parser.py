@@ -170,6 +170,11 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="share of the peak that arithmetic reaches (default 0.4)",
     )
     parser.add_argument("--json", metavar="FILE", help="write every number to this file")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="train a few layers on one device of this machine, and compare with the plan",
+    )
 
 
 def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

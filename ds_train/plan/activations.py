@@ -72,11 +72,14 @@ def activations(trainable: Trainable, config: RunConfig, rows: int, length: int)
         elif id(unit) in needed:
             outside += counter.outside(unit)
     tokens = rows * length
-    of_layers = [
-        tokens * counter.layer([one for one in some if id(one) in needed], some)
-        + w * _merged_experts(some)
-        for some in layers.values()
-    ]
+    seen: dict[object, float] = {}  # most layers are alike
+    of_layers = []
+    for some in layers.values():
+        likeness = tuple((one.stage, one.trains, id(one) in needed, one.sizes) for one in some)
+        if likeness not in seen:
+            kept = counter.layer([one for one in some if id(one) in needed], some)
+            seen[likeness] = tokens * kept + w * _merged_experts(some)
+        of_layers.append(seen[likeness])
     return Activations(
         all_layers=round(sum(of_layers)),
         largest_layer=round(max(of_layers, default=0)),

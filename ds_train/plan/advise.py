@@ -18,6 +18,7 @@ from ds_train.errors import InputError
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.estimate import PRESETS, Estimate, estimate, with_preset
 from ds_train.plan.shapes import ModelShape
+from ds_train.plan.trainable import choose
 from ds_train.units import format_bytes
 
 
@@ -34,9 +35,11 @@ def compare_presets(
 ) -> dict[str, Estimate | str]:
     """Each preset's estimate, or why the recipe can't run under it."""
     found: dict[str, Estimate | str] = {}
+    trainable = choose(shape, config.adapter)
     for preset in PRESETS:
+        changed = with_preset(config, preset)
         try:
-            found[preset] = estimate(with_preset(config, preset), shape, cluster, utilisation)
+            found[preset] = estimate(changed, shape, cluster, utilisation, trainable)
         except InputError as error:
             found[preset] = error.faults[0]
     return found
@@ -100,11 +103,12 @@ def smallest_change(
     presets that need less memory, and at last shorter rows.
     """
     best: dict[int, list[tuple[float, Change]]] = {}
+    trainable = choose(shape, config.adapter)
     for number, (settings, changed) in enumerate(_variants(config, cluster)):
         if best and min(best) <= len(settings) - 1:
             break
         try:
-            found = estimate(changed, shape, cluster, utilisation)
+            found = estimate(changed, shape, cluster, utilisation, trainable)
         except InputError:
             continue
         if found.fits:

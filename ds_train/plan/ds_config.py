@@ -46,7 +46,12 @@ def resolve_ds_config(config: RunConfig, batch: BatchPlan) -> dict[str, Any]:
 
 
 def zero_settings(config: RunConfig) -> dict[str, Any]:
-    """The zero_optimization block of preset (or own file) and overrides, before it is resolved.
+    """The zero_optimization block of preset (or own file) and overrides, before it is resolved."""
+    return given_block(config, "zero_optimization")
+
+
+def given_block(config: RunConfig, name: str) -> dict[str, Any]:
+    """A block of preset (or own file) and overrides, before it is resolved.
 
     Empty when the preset, the file or the block can't be read; `resolve_ds_config` says so.
     """
@@ -54,8 +59,8 @@ def zero_settings(config: RunConfig) -> dict[str, Any]:
         raw, _ = _origin(config)
     except ConfigError:
         return {}
-    block = deep_merge(raw, config.engine.overrides).get("zero_optimization")
-    if not isinstance(block, dict) or lint_ds_config({"zero_optimization": block}, ""):
+    block = deep_merge(raw, config.engine.overrides).get(name)
+    if not isinstance(block, dict) or lint_ds_config({name: block}, ""):
         return {}
     return _without_auto(block)
 

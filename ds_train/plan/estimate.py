@@ -155,14 +155,19 @@ def estimate(
     shape: ModelShape,
     cluster: Cluster,
     utilisation: float = DEFAULT_UTILISATION,
+    trainable: Trainable | None = None,
 ) -> Estimate:
-    """Under the recipe's own engine section. Raises ConfigError for what can't run."""
+    """Under the recipe's own engine section. Raises ConfigError for what can't run.
+
+    `trainable`: what trains, where it is known already.
+    """
     faults = [*zero_rules(config, cluster.world_size), *offload_rules(config)]
     if faults:
         raise ConfigError(faults)
     batch = batch_arithmetic(config, cluster.world_size)
     ds_config = resolve_ds_config(config, batch)
-    trainable = choose(shape, config.adapter)
+    if trainable is None:
+        trainable = choose(shape, config.adapter)
     return Estimate(Setting(config, ds_config, batch, trainable, cluster), utilisation)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from ds_train.plan.ia3_names import SECOND_LAYERS, present
 from ds_train.plan.trainable import Parameter, Trainable
@@ -31,13 +32,19 @@ class Unit:
     """Place within a layer; modules of one stage have the same input."""
     parameters: tuple[Parameter, ...]
 
-    @property
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of its parameters."""
+        return tuple(one.shape for one in self.parameters)
+
+    @cached_property
     def trains(self) -> bool:
         """Whether one of its parameters does."""
         return any(one.trains for one in self.parameters)
 
 
-def forward_order(trainable: Trainable) -> list[Unit]:
+@lru_cache(maxsize=8)
+def forward_order(trainable: Trainable) -> tuple[Unit, ...]:
     """Modules as a forward pass comes to them; the tied output layer is the embeddings' again."""
     found: dict[str, list[Parameter]] = {}
     for one in trainable.parameters:
@@ -58,7 +65,7 @@ def forward_order(trainable: Trainable) -> list[Unit]:
         embeddings = next(one for one in before if one.owner == shape.embeddings.name)
         name = output.name if output is not None else "lm_head"
         after.append(Unit(name, name, None, 0, embeddings.parameters))
-    return [*before, *layers, *after]
+    return (*before, *layers, *after)
 
 
 def backward_order(units: Sequence[Unit], trainable: Trainable, *, recompute: bool) -> list[Unit]:

@@ -16,7 +16,7 @@ from ds_train.config.base import Section
 from ds_train.config.run import RunConfig
 from ds_train.plan.ds_config import zero_settings
 from ds_train.plan.rules_curriculum import curriculum_rules
-from ds_train.plan.rules_engine import offload_rules, zero_rules
+from ds_train.plan.rules_engine import offload_rules, precision_rules, zero_rules
 from ds_train.plan.rules_episodes import episode_rules
 from ds_train.plan.rules_labelled import labelled_rules
 from ds_train.plan.rules_losses import losses_rules
@@ -61,6 +61,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *_tasks(config),
         *zero_rules(config, world_size),
         *offload_rules(config),
+        *precision_rules(config),
         *_packages(config),
     ]
 

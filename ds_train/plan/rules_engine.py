@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ds_train.config.run import RunConfig
-from ds_train.plan.ds_config import zero_settings
+from ds_train.plan.ds_config import given_block, zero_settings
 
 
 def zero_rules(config: RunConfig, world_size: int | None) -> Iterator[str]:
@@ -29,6 +30,7 @@ def zero_rules(config: RunConfig, world_size: int | None) -> Iterator[str]:
             f"processes; set engine.overrides.zero_optimization.zero_hpz_partition_size to the "
             f"number of GPUs of a node."
         )
+    yield from _modules_at_once(config, zero)
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get(key) and config.model.dtype == "bf16":
             yield (
@@ -37,6 +39,33 @@ def zero_rules(config: RunConfig, world_size: int | None) -> Iterator[str]:
             )
         elif zero.get(key) and stage != 3:
             yield f"zero_optimization.{key} = true: only stage 3 has it; remove it."
+
+
+def _modules_at_once(config: RunConfig, zero: dict[str, Any]) -> Iterator[str]:
+    """Tried on DeepSpeed 0.19.8: "1 != 512 Cannot reduce scatter gradients"."""
+    threshold = zero.get("stage3_module_granularity_threshold", 0)
+    if threshold and config.adapter.method != "full":
+        yield (
+            f"zero_optimization.stage3_module_granularity_threshold = {threshold} with "
+            f"adapter.method = {config.adapter.method}: DeepSpeed 0.19 fails in the first backward "
+            "pass where a module gathered at once has frozen weights; remove it."
+        )
+
+
+def precision_rules(config: RunConfig) -> Iterator[str]:
+    """Faults of 16-bit master weights; DeepSpeed tells them by an assertion after the launch."""
+    bf16 = given_block(config, "bf16")
+    optimizer = (zero_settings(config).get("offload_optimizer") or {}).get("device", "none")
+    if bf16.get("bf16_optimizer_states") and not bf16.get("bf16_master_weights_and_grads"):
+        yield (
+            "bf16.bf16_optimizer_states = true: needs bf16.bf16_master_weights_and_grads: true; "
+            "add it, or remove both."
+        )
+    if bf16.get("bf16_master_weights_and_grads") and optimizer != "cpu":
+        yield (
+            "bf16.bf16_master_weights_and_grads = true: DeepSpeed 0.19 has it only with the "
+            "optimizer on the CPU; set engine.preset: zero2_offload_cpu, or remove it."
+        )
 
 
 def offload_rules(config: RunConfig) -> Iterator[str]:

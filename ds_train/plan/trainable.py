@@ -43,9 +43,9 @@ class Parameter:
         return len(self.shape) < 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trainable:
-    """The model with what trains."""
+    """The model with what trains; equal to itself only, so that what follows from it is kept."""
 
     shape: ModelShape
     parameters: tuple[Parameter, ...]

@@ -11,9 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ds_train.plan.execution import Unit, backward_order, forward_order
 from ds_train.plan.trainable import Parameter, Trainable
+
+_SETTINGS = (
+    "stage3_param_persistence_threshold",
+    "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,23 @@ class _Visit:
     parameters: tuple[Parameter, ...]
     forward: bool
     recompute: bool = False
-    is_last: bool = False
+    holds: bool = False
+    """Releases nothing when it is over."""
+    ends: tuple[Parameter, ...] = ()
+    """No turn of its own: what an earlier one has held is released."""
 
 
 def play(trainable: Trainable, zero: dict[str, int], *, recompute: bool) -> Gathers:
     """One micro-batch. `zero`: the stage-3 settings of the DeepSpeed config."""
-    threshold = zero["stage3_param_persistence_threshold"]
+    return _play(trainable, *(int(zero[name]) for name in _SETTINGS), recompute)
+
+
+@lru_cache(maxsize=64)
+def _play(
+    trainable: Trainable, threshold: int, bucket: int, live: int, reuse: int, recompute: bool
+) -> Gathers:
     visits = _visits(forward_order(trainable), trainable, recompute=recompute)
-    return _Coordinator(visits, threshold, zero).run()
+    return _Coordinator(visits, threshold, bucket, live, reuse).run()
 
 
 def _visits(units: Sequence[Unit], trainable: Trainable, *, recompute: bool) -> list[_Visit]:
@@ -64,21 +81,27 @@ def _visits(units: Sequence[Unit], trainable: Trainable, *, recompute: bool) -> 
     current: int | None = None
     for unit in backward:
         if recompute and unit.layer is not None and unit.layer != current:
+            # backward begins with the layer's last module, and that starts the recomputation
             again = layer_units[unit.layer]
             last = again[-1].owner
+            visits.append(_Visit(unit.parameters, forward=False, holds=True))
             visits += [
-                _Visit(one.parameters, forward=True, recompute=True, is_last=one.owner == last)
+                _Visit(one.parameters, forward=True, recompute=True, holds=one.owner == last)
                 for one in again
             ]
+            visits.append(_Visit((), forward=False, ends=unit.parameters))
+        else:
+            visits.append(_Visit(unit.parameters, forward=False))
         current = unit.layer
-        visits.append(_Visit(unit.parameters, forward=False))
     return visits
 
 
 class _Coordinator:
     """DeepSpeed's PartitionedParameterCoordinator with a complete trace."""
 
-    def __init__(self, visits: list[_Visit], threshold: int, zero: dict[str, int]) -> None:
+    def __init__(
+        self, visits: list[_Visit], threshold: int, bucket: int, live: int, reuse: int
+    ) -> None:
         self._visits = visits
         self._persistent = {
             one.name: one.num_elements
@@ -86,9 +109,7 @@ class _Coordinator:
             for one in visit.parameters
             if one.num_elements <= threshold
         }
-        self._bucket = zero["stage3_prefetch_bucket_size"]
-        self._max_live = zero["stage3_max_live_parameters"]
-        self._reuse = zero["stage3_max_reuse_distance"]
+        self._bucket, self._max_live, self._reuse = bucket, live, reuse
         self._queue = [(step, one) for step, visit in enumerate(visits) for one in visit.parameters]
         self._place = 0
         self._fetched_until: dict[str, int] = {}
@@ -105,15 +126,18 @@ class _Coordinator:
         later: dict[str, int] = {}
         next_use: list[dict[str, int]] = []
         for step in reversed(range(len(self._visits))):
-            names = [one.name for one in self._visits[step].parameters]
-            next_use.append({name: later[name] for name in names if name in later})
+            visit = self._visits[step]
+            names = [one.name for one in visit.parameters]
+            held = [one.name for one in visit.ends]
+            next_use.append({name: later[name] for name in names + held if name in later})
             later.update(dict.fromkeys(names, step))
         return prefix, next_use[::-1]
 
     def run(self) -> Gathers:
         for step, visit in enumerate(self._visits):
-            self._gather(list(visit.parameters), forward=visit.forward)
-            self._prefetch(step, visit)
+            if not visit.ends:
+                self._gather(list(visit.parameters), forward=visit.forward)
+                self._prefetch(step, visit)
             self._release(step, visit)
         return Gathers(
             forward_elements=self._gathered[True],
@@ -162,18 +186,17 @@ class _Coordinator:
         self._gather(list(ahead.values()), forward=visit.forward)
 
     def _release(self, step: int, visit: _Visit) -> None:
-        for one in visit.parameters:
+        for one in visit.ends or visit.parameters:
             if one.name in self._persistent or one.name not in self._here:
                 continue
-            if self._stays(step, visit, one):
-                continue
-            self._live -= self._here.pop(one.name)
+            if not self._stays(step, visit, one):
+                self._live -= self._here.pop(one.name)
 
     def _stays(self, step: int, visit: _Visit, one: Parameter) -> bool:
         if visit.recompute and not one.trains:
             return False  # what is recomputed releases its frozen weights whatever comes
-        if visit.recompute and visit.is_last:
-            return True  # recomputing stops early, before the last module is left
+        if visit.holds:
+            return True
         if self._fetched_until.get(one.name, -1) > step + 1:
             return True
         again = self._next_use[step].get(one.name)

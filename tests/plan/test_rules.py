@@ -120,6 +120,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     # engine
     ({"engine": {"preset": "zeropp"}}, "must divide the 2 processes"),
     ({"engine": zero(zero_hpz_partition_size=2)}, "only stage 3 shards weights"),
+    (
+        {"engine": zero(stage=3, stage3_module_granularity_threshold=1000)},
+        "stage3_module_granularity_threshold = 1000 with adapter.method = lora",
+    ),
+    (
+        {"engine": {"overrides": {"bf16": {"bf16_master_weights_and_grads": True}}}},
+        "only with the optimizer on the CPU; set engine.preset: zero2_offload_cpu",
+    ),
+    (
+        {"engine": {"overrides": {"bf16": {"bf16_optimizer_states": True}}}},
+        "needs bf16.bf16_master_weights_and_grads: true",
+    ),
     ({"engine": zero(stage=3, zero_quantized_weights=True)}, "its quantizer knows fp16 only"),
     ({"engine": zero(stage=3, zero_quantized_gradients=True)}, "DeepSpeed 0.19 crashes"),
     (
@@ -181,6 +193,18 @@ ALLOWED: list[dict[str, Any]] = [
     {"engine": {"preset": "zero2_offload_cpu"}},
     {"engine": {"preset": "zero3_offload_nvme"}},
     {"engine": zero(stage=3, zero_hpz_partition_size=2)},
+    {
+        "engine": zero(stage=3, stage3_module_granularity_threshold=1000),
+        "adapter": {"method": "full"},
+    },
+    {
+        "engine": {
+            "preset": "zero2_offload_cpu",
+            "overrides": {
+                "bf16": {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+            },
+        }
+    },
     {"engine": zero(stage=3, zero_quantized_weights=True), "model": {"dtype": "fp16"}},
 ]
 

@@ -1,0 +1,219 @@
+"""`ds-train plan` against real runs: bytes of every collective, and the memory of processes.
+
+    python benchmarks/plan_accuracy.py --work /tmp/plan_accuracy [--only traffic|memory]
+
+Starts the deepspeed launcher on the CPU (gloo) with 1 and 2 processes; one launch for all traffic,
+one for each memory case. What is in the work folder already is not measured again. Writes
+benchmarks/results/plan_accuracy.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plan_cases
+
+from ds_train.config.run import RunConfig
+from ds_train.launch.command import free_port
+from ds_train.launch.process import remove_shared_memory
+from ds_train.plan.batch import batch_arithmetic
+from ds_train.plan.cluster import Cluster
+from ds_train.plan.ds_config import resolve_ds_config
+from ds_train.plan.estimate import Estimate
+from ds_train.plan.memory import PROCESS_BYTES
+from ds_train.plan.model_files import describe_model
+from ds_train.plan.setting import Setting
+from ds_train.plan.trainable import choose
+
+HERE = Path(__file__).resolve().parent
+OPERATIONS = {
+    "all_reduce": "all_reduce",
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_tensor": "reduce_scatter",
+}
+SMALL = 16
+"""Bytes of the messages about overflow and norm, which the plan leaves out."""
+MB = 1e6
+
+
+def planned(case: plan_cases.Case) -> Estimate:
+    """What the plan says of a case."""
+    config = RunConfig.model_validate(case["recipe"])
+    batch = batch_arithmetic(config, case["ranks"])
+    cluster = Cluster("this CPU", 1, case["ranks"], is_cpu=True)
+    trainable = choose(describe_model(config.model), config.adapter)
+    ds_config = resolve_ds_config(config, batch)
+    return Estimate(Setting(config, ds_config, batch, trainable, cluster), 0.4)
+
+
+def launch(worker: str, arguments: list[Path], ranks: int, log: Path) -> None:
+    """One launch of a worker; SystemExit with its log where it fails."""
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
+    command += ["--master_port", str(port), str(HERE / worker), *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "MALLOC_MMAP_THRESHOLD_": "262144",  # what is freed goes back to the system
+    }
+    with log.open("w") as file:
+        done = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False)
+    remove_shared_memory(port)
+    if done.returncode:
+        raise SystemExit(f"{worker} failed: {log}")
+
+
+class Traffic(NamedTuple):
+    """One collective of one case: bytes and calls of a step."""
+
+    name: str
+    operation: str
+    planned_bytes: int
+    logged_bytes: int
+    planned_calls: int
+    logged_calls: int
+
+
+def compare_traffic(one: plan_cases.Case, step: dict[str, Any]) -> Iterator[Traffic]:
+    """A case's collectives; `step`: what the logger saw, {name: {bytes: calls}}."""
+    estimate = planned(one)
+    for logged, operation in OPERATIONS.items():
+        calls = {int(size): count for size, count in step.get(logged, {}).items()}
+        calls = {size: count for size, count in calls.items() if size > SMALL}
+        parts = [part for part in estimate.collectives if part.operation == operation]
+        if calls or parts:
+            yield Traffic(
+                one["name"],
+                operation,
+                sum(part.logged for part in parts),
+                sum(size * count for size, count in calls.items()),
+                sum(part.calls for part in parts),
+                sum(calls.values()),
+            )
+
+
+def measure_traffic(work: Path) -> Iterator[Traffic]:
+    """Every case of `plan_cases.traffic_cases`."""
+    place = work / "traffic"
+    place.mkdir(exist_ok=True)
+    cases = plan_cases.traffic_cases(work)
+    todo = [one for one in cases if not (place / f"{one['name']}.json").exists()]
+    if todo:
+        (place / "plan.json").write_text(json.dumps(todo))
+        launch("plan_worker.py", [place / "plan.json"], 2, place / "log")
+    for one in cases:
+        steps = json.loads((place / f"{one['name']}.json").read_text())["steps"]
+        yield from compare_traffic(one, steps[-1])
+
+
+def measure_memory(work: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Name, bytes of the model planned and measured, and of the process before it."""
+    place = work / "memory"
+    place.mkdir(exist_ok=True)
+    for one in plan_cases.memory_cases(work):
+        result = place / f"{one['name']}.json"
+        if not result.exists():
+            recipe, tiny = place / f"{one['name']}.recipe", place / f"{one['name']}.tiny"
+            recipe.write_text(json.dumps(one["recipe"]))
+            small = json.loads(recipe.read_text())
+            small["model"]["name_or_path"] = str(work / "tiny")
+            small["output_dir"] += "-tiny"
+            tiny.write_text(json.dumps(small))
+            log = place / f"{one['name']}.log"
+            launch("plan_memory_worker.py", [tiny, recipe, result], one["ranks"], log)
+        found = json.loads(result.read_text())
+        peak = found["steps"][-1]["peak"] - found["before"]
+        yield one["name"], planned(one).memory.peak - PROCESS_BYTES, peak, found["before"]
+
+
+def traffic_table(rows: list[Traffic]) -> list[str]:
+    """Markdown."""
+    lines = ["| run | collective | planned bytes | logged bytes | error | calls planned, logged |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, operation, plan, real, calls, seen in rows:
+        error = f"{100 * (plan / real - 1):+.2f} %" if real else "not seen"
+        lines.append(
+            f"| {name} | {operation} | {plan:,} | {real:,} | {error} | {calls:,}, {seen:,} |"
+        )
+    return lines
+
+
+def memory_table(rows: list[tuple[str, int, int, int]]) -> list[str]:
+    """Markdown."""
+    lines = ["| run | planned | measured | error | whole process: planned, measured, error |"]
+    lines.append("|---|---|---|---|---|")
+    for name, plan, real, before in rows:
+        whole, seen = plan + PROCESS_BYTES, real + before
+        lines.append(
+            f"| {name} | {plan / MB:.0f} MB | {real / MB:.0f} MB "
+            f"| {100 * (plan / real - 1):+.1f} % | {whole / MB:.0f}, {seen / MB:.0f} MB, "
+            f"{100 * (whole / seen - 1):+.1f} % |"
+        )
+    return lines
+
+
+def worst(errors: list[float]) -> str:
+    """The largest of some errors, in percent."""
+    return f"{100 * max(errors, key=abs):+.1f} %"
+
+
+def write(path: Path, traffic: list[Any], memory: list[Any]) -> None:
+    """The page of results."""
+    bytes_off = [plan / real - 1 for _, _, plan, real, _, _ in traffic if real]
+    model_off = [plan / real - 1 for _, plan, real, _ in memory]
+    whole_off = [(plan + PROCESS_BYTES) / (real + before) - 1 for _, plan, real, before in memory]
+    lines = [
+        "# `ds-train plan` against real runs",
+        "",
+        f"{datetime.date.today()}, {os.cpu_count()} CPU cores, {platform.machine()}, gloo; "
+        "`python benchmarks/plan_accuracy.py --work FOLDER`. No GPU: fragmentation, NCCL and the "
+        "sizes of buckets on a GPU are from the source, not measured.",
+        "",
+        "## Communication of one step, as DeepSpeed's communication logger counts it",
+        "2 ranks, tiny models, the fifth step (ZeRO-3 knows the order of modules after two). A "
+        f"gather counts the part of one rank. Worst of {len(traffic)}: {worst(bytes_off)}.",
+        "",
+        *traffic_table(traffic),
+        "",
+        "## Memory of a process",
+        "Highest resident memory in the third step, less what was resident before the model; a "
+        "tiny model was trained in the same way before, so that libraries are loaded. `MALLOC_MMAP_"
+        "THRESHOLD_` is set, so that what is freed is not resident. The last number of a name is "
+        f"that of ranks. Worst of {len(memory)}: {worst(model_off)} of the model's own memory, "
+        f"{worst(whole_off)} of the whole process.",
+        "",
+        *memory_table(memory),
+        "",
+    ]
+    path.write_text("\n".join(lines))
+
+
+def main() -> None:
+    """Measure, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", choices=["traffic", "memory"])
+    arguments = parser.parse_args()
+    plan_cases.write_inputs(arguments.work)
+    traffic = [] if arguments.only == "memory" else list(measure_traffic(arguments.work))
+    memory = [] if arguments.only == "traffic" else list(measure_memory(arguments.work))
+    if traffic:
+        print("\n".join(traffic_table(traffic)))
+    if memory:
+        print("\n".join(memory_table(memory)))
+    if traffic and memory:
+        write(HERE / "results" / "plan_accuracy.md", traffic, memory)
+
+
+if __name__ == "__main__":
+    main()
