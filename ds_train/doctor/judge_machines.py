@@ -186,11 +186,11 @@ def _limits(hosts: Facts) -> Iterator[Finding]:
             )
         if 0 <= facts["nofile"] < MIN_OPEN_FILES:
             limited.append(name)
-        # without GPUs nothing is pinned
-        if facts["memlock"] >= 0 and facts["gpus"]["devices"]:
+        # what CUDA pins does not count; what a network adapter pins does
+        if facts["memlock"] >= 0 and facts["rdma"] and len(hosts) > 1:
             yield fail(
                 "memory lock",
-                f"ulimit -l is {format_bytes(facts['memlock'])}: RDMA and offload pin memory",
+                f"ulimit -l is {format_bytes(facts['memlock'])}, and RDMA pins memory",
                 "set memlock to unlimited in /etc/security/limits.conf; in a container: "
                 "--ulimit memlock=-1",
                 name,
@@ -198,7 +198,8 @@ def _limits(hosts: Facts) -> Iterator[Finding]:
     if limited:
         remedy = f"set nofile to {MIN_OPEN_FILES} or more in /etc/security/limits.conf"
         yield note("open files", f"ulimit -n is below {MIN_OPEN_FILES}", remedy, *limited)
-    yield ok("limits", "memory lock, shared memory and open files looked at")
+    shm = min((f["shm"]["free"] for f in hosts.values() if f["shm"] is not None), default=0)
+    yield ok("limits", f"memory lock and open files looked at; {format_bytes(shm)} of /dev/shm")
 
 
 def _paths(hosts: Facts, needs: Needs) -> Iterator[Finding]:

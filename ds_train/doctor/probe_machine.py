@@ -1,7 +1,7 @@
 """What one machine is and has: read here, or sent to another host's Python as it stands.
 
-Standard library only and no import of the package, as it runs where ds-train may be missing.
-Nothing is judged here; every function returns plain values for JSON.
+Standard library only, as it runs where ds-train may be missing: imports of our own are left out of
+what is sent, and each is one line. Nothing is judged here; functions return plain values for JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import resource
 import shutil
 import socket
@@ -20,11 +19,9 @@ import subprocess
 import sys
 from typing import Any
 
+from ds_train.doctor.probe_gpus import cuda_home, folder_of, gpus, nccl_version, torch_cuda
+
 PACKAGES = ("torch", "deepspeed", "ds-train", "transformers", "peft")
-GPU_FIELDS = (
-    "index,name,uuid,driver_version,memory.total,memory.used,ecc.errors.uncorrected.volatile.total"
-)
-PROCESS_FIELDS = "gpu_uuid,pid,used_memory,process_name"
 
 
 def facts(paths: Any, names: Any = (), need_write: Any = ()) -> Any:
@@ -47,6 +44,7 @@ def facts(paths: Any, names: Any = (), need_write: Any = ()) -> Any:
         "compiler": compiler(),
         "ninja": shutil.which("ninja", path=_path_with_python()),
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+        "rdma": os.path.isdir("/sys/class/infiniband"),
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "shm": shared_memory(),
         "build_locks": build_locks(),
@@ -77,14 +75,9 @@ def versions() -> Any:
     return found
 
 
-def _folder_of(name: Any) -> Any:
-    spec = importlib.util.find_spec(name)
-    return os.path.dirname(spec.origin) if spec is not None and spec.origin else None
-
-
 def code_hash() -> Any:
     """Of the package's own files: two checkouts may have the same version and other code."""
-    folder = _folder_of("ds_train")
+    folder = folder_of("ds_train")
     if folder is None:
         return None
     digest = hashlib.sha256()
@@ -93,83 +86,6 @@ def code_hash() -> Any:
         with open(path, "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()[:12]
-
-
-def torch_cuda() -> Any:
-    """The CUDA version that torch was built for, "" of a CPU build, None without torch."""
-    folder = _folder_of("torch")
-    if folder is None:
-        return None
-    try:
-        with open(os.path.join(folder, "version.py"), encoding="utf-8") as file:
-            match = re.search(r"^cuda\b[^=\n]*=\s*'([^']+)'", file.read(), re.MULTILINE)
-    except OSError:
-        return None
-    return match[1] if match else ""
-
-
-def nccl_version() -> Any:
-    """Of the package that torch loads it from; None of a CPU build."""
-    for distribution in importlib.metadata.distributions():
-        if (distribution.metadata["Name"] or "").startswith("nvidia-nccl"):
-            return distribution.version
-    return None
-
-
-def _query(kind: Any, fields: Any) -> Any:
-    command = ["nvidia-smi", f"--query-{kind}={fields}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=15)
-    if done.returncode != 0:
-        raise OSError((done.stdout or done.stderr).strip().splitlines()[:1])
-    return [
-        [cell.strip() for cell in line.split(",")]
-        for line in done.stdout.splitlines()
-        if line.strip()
-    ]
-
-
-def gpus() -> Any:
-    """The GPUs that nvidia-smi shows, with the processes on each; why none, where it fails."""
-    present = len([p for p in glob.glob("/dev/nvidia*") if re.fullmatch(r"/dev/nvidia\d+", p)])
-    if shutil.which("nvidia-smi") is None:
-        return {"devices": [], "present": present, "error": None}
-    try:
-        devices = [_device(row) for row in _query("gpu", GPU_FIELDS)]
-        processes = _query("compute-apps", PROCESS_FIELDS)
-    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        return {"devices": [], "present": present, "error": str(error)}
-    for uuid, pid, used, name in processes:
-        for device in devices:
-            if device["uuid"] == uuid:
-                device["processes"].append({"pid": int(pid), "mib": _mib(used), "name": name})
-    return {"devices": devices, "present": present, "error": None}
-
-
-def _device(row: Any) -> Any:
-    index, name, uuid, driver, total, used, ecc = row
-    return {
-        "index": int(index), "name": name, "uuid": uuid, "driver": driver,
-        "total_mib": _mib(total), "used_mib": _mib(used),
-        # "[N/A]" where the card has no ECC
-        "ecc": int(ecc) if ecc.isdecimal() else None,
-        "processes": [],
-    }  # fmt: skip
-
-
-def _mib(text: Any) -> Any:
-    return int(text) if text.isdecimal() else None
-
-
-def cuda_home() -> Any:
-    """CUDA_HOME (or the toolkit that nvcc on the PATH belongs to) and its version."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = os.path.join(home, "bin", "nvcc") if home else shutil.which("nvcc")
-    version = None
-    if nvcc and os.path.exists(nvcc):
-        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=15)
-        match = re.search(r"release (\d+\.\d+)", done.stdout)
-        version = match[1] if match else None
-    return {"home": home, "nvcc": nvcc, "version": version}
 
 
 def compiler() -> Any:

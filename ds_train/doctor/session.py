@@ -14,7 +14,7 @@ from typing import Any
 
 from ds_train.doctor.probe_loop import MARK
 
-_PARTS = ("probe_machine.py", "probe_network.py", "probe_loop.py")
+_PARTS = ("probe_gpus.py", "probe_machine.py", "probe_network.py", "probe_loop.py")
 _BOOTSTRAP = (
     "import sys, json; b = sys.stdin.buffer; s = {'__name__': 'probe'}; "
     "[exec(compile(p, 'probe', 'exec'), s) for p in json.loads(b.read(int(b.readline())))]; "
@@ -60,8 +60,7 @@ class Session:
         ]
         for reader in self._readers:
             reader.start()
-        folder = Path(__file__).parent
-        parts = json.dumps([(folder / name).read_text(encoding="utf-8") for name in _PARTS])
+        parts = json.dumps([_without_imports_of_ours(name) for name in _PARTS])
         self._send(f"{len(parts)}\n{parts}")
 
     def ask(self, what: str, seconds: float, **arguments: Any) -> Any:
@@ -110,6 +109,12 @@ class Session:
         code = self._process.wait()
         self._readers[1].join(1.0)
         return explain(self._host or "this machine", code, self._errors)
+
+
+def _without_imports_of_ours(name: str) -> str:
+    """A part as it is sent: all parts share one namespace, and the package may be missing."""
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("from ds_train."))
 
 
 def _ssh(port: int | None) -> list[str]:

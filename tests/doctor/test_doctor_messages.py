@@ -47,3 +47,22 @@ def test_a_failure_is_1(tmp_path: Path, monkeypatch, capsys) -> None:
     assert f"model.name_or_path = {tmp_path}/model is not there" in " ".join(printed.split())
     assert "-> put it on a file system that all hosts share" in printed
     assert not Path("run").exists()
+
+
+def test_gpus_of_a_made_up_nvidia_smi(tmp_path: Path, monkeypatch, capsys) -> None:
+    """From the program on the PATH to the table: errors of its memory, a process on it."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in\n'
+        '*query-gpu*) echo "0, H100, GPU-aa, 570.1, 81559, 1, 0"\n'
+        '    echo "1, H100, GPU-bb, 570.1, 81559, 40211, 3";;\n'
+        '*) echo "GPU-bb, 4242, 40200, vllm";;\nesac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert main(["doctor", "--no-all-reduce"]) == 1
+    printed = capsys.readouterr().out
+    assert "localhost: GPU 1: 3 uncorrected ECC errors" in printed
+    assert "localhost: GPU 1: vllm (pid 4242, 40200 MiB)" in printed
+    assert "2 x H100 on each host" in printed
+    assert "-> end it, or exclude that GPU" in printed

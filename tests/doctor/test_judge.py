@@ -34,6 +34,7 @@ FACTS: dict[str, Any] = {
     "compiler": {"path": "/usr/bin/c++", "version": "12.2.0"},
     "ninja": "/venv/bin/ninja",
     "memlock": -1,
+    "rdma": True,
     "nofile": 65536,
     "shm": {"total": 64 * GIB, "free": 64 * GIB, "left_over": 0},
     "build_locks": [],

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import socket
 import stat
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from ds_train.doctor import probe_machine, probe_network
+from ds_train.doctor import probe_gpus, probe_machine, probe_network
 from ds_train.doctor.gather import Needs, gather
+from ds_train.doctor.session import _PARTS as session_parts
 from ds_train.doctor.session import HostFault, Session, explain
+from ds_train.doctor.session import _without_imports_of_ours as without_imports
 
 GPUS = """\
 0, NVIDIA H100 80GB HBM3, GPU-aa, 570.86.15, 81559, 1, 0
@@ -34,7 +38,7 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "processes").write_text(PROCESSES)
     script = f'case "$1" in *query-gpu*) cat {tmp_path}/gpus;; *) cat {tmp_path}/processes;; esac'
     fake(tmp_path, "nvidia-smi", script, monkeypatch)
-    found = probe_machine.gpus()
+    found = probe_gpus.gpus()
     assert found["error"] is None
     assert [device["ecc"] for device in found["devices"]] == [0, 3, None]
     assert [len(device["processes"]) for device in found["devices"]] == [0, 2, 0]
@@ -48,7 +52,7 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "Failed to initialize NVML: Driver/library version mismatch"
     fake(tmp_path, "nvidia-smi", f'echo "{words}"; exit 18', monkeypatch)
-    found = probe_machine.gpus()
+    found = probe_gpus.gpus()
     assert found["devices"] == []
     assert words in found["error"]
 
@@ -58,9 +62,9 @@ def test_cuda_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = "Cuda compilation tools, release 12.4, V12.4.131"
     fake(tmp_path / "bin", "nvcc", f"echo '{line}'", monkeypatch)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert probe_machine.cuda_home()["version"] == "12.4"
+    assert probe_gpus.cuda_home()["version"] == "12.4"
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
-    assert probe_machine.cuda_home()["version"] is None
+    assert probe_gpus.cuda_home()["version"] is None
 
 
 def test_paths_and_folders(tmp_path: Path) -> None:
@@ -123,6 +127,15 @@ def test_tokens(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("")
     assert probe_network.write_token(str(tmp_path / "file"), ".a")["error"] is not None
+
+
+def test_what_is_sent_needs_the_standard_library_only() -> None:
+    for name in session_parts:
+        for node in ast.walk(ast.parse(without_imports(name))):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in sys.stdlib_module_names
+            if isinstance(node, ast.Import):
+                assert {one.name.split(".")[0] for one in node.names} <= sys.stdlib_module_names
 
 
 def test_a_session_here(tmp_path: Path) -> None:
