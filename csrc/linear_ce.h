@@ -16,31 +16,29 @@ constexpr int64_t kPanelsStored = 4;  // of a slab's gradient at a time, for lon
 
 using Bf16 = uint16_t;
 
-// Memory that the next products will read, to be brought near while this one computes.
+// Memory that the next product will need, to be brought near while this one computes.
 struct Ahead {
   const void *b;  // the next B: contiguous
   int64_t b_bytes;
-  const void *a;  // part of the next A
-  int64_t a_bytes;
+  const void *c;  // the next C, if it is added to
+  int64_t c_bytes;
 };
 
-// C [m, 32] = or += A [m, k] x B. A is row-major; B is packed in pairs along k: [k/2][32][2].
-// m and k are multiples of 32.
-using PanelGemm = void (*)(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b,
-                           float *c, bool accumulate, const Ahead &ahead);
-void amx_begin();  // by every thread before amx_gemm, and amx_end after
-void amx_end();
-void amx_gemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, float *c,
-              bool accumulate, const Ahead &ahead);
+// Where a matrix in blocks of 32 x 32 has its elements: strides of a row within a block, of the next
+// block in the same rows, of the next 32 rows. A matrix of rows is {stride, 32, 32 * stride}; blocks
+// of their own, which tiles are loaded from fastest, are {32, 1024, 32 * width}.
+struct Blocks {
+  int64_t row, step, panel;
+};
 
 constexpr int64_t kSumLanes = 16;
 
 // Where the bf16 result of a tile goes; null = nowhere.
 struct TileOutput {
   Bf16 *by_column;  // [columns, tokens]: A of the product for grad_weight
-  int64_t column_stride;
+  Blocks columns;
   Bf16 *by_token;  // [tokens, columns]: A of the product for grad_hidden
-  int64_t token_stride;
+  Blocks tokens;
   // Sums over tokens for grad_bias, added up before anything is rounded: [columns, kSumLanes].
   float *column_sums = nullptr;
   const float *coefficient = nullptr;  // of the tile's tokens in those sums; null = 1
@@ -59,11 +57,34 @@ struct Tile {
 // logit (not below kLowest) and, if wanted, the weighted sum of logits.
 void transform_tile(const Tile &, float *max, float *logit_sum);
 
-// e = exp(z - reference), rounded to bf16 and written out (times the cap's slope). `reference`
-// comes in as the reference so far and goes out raised to the tile's maximum if that is far above.
-// Per token: the sum of e and, if wanted, of e (z - reference).
-void exponentiate_tile(const Tile &, const float *max, float *reference, float *sum,
-                       float *shifted, const TileOutput &);
+// e = exp(z - reference) of a tile, rounded to bf16 and written out (times the cap's slope). Done in
+// pieces, beside the product that makes the next tile: one is bound by memory and the tile unit, the
+// other by vector arithmetic.
+struct Exponentials {
+  Tile tile{};
+  TileOutput out{};
+  float *sum = nullptr, *shifted = nullptr;  // per token; null = not wanted
+  int64_t column = 0;                        // the next one; tile.padded = all done
+  alignas(64) float reference[kPanel], even[kPanel], odd[kPanel], weighted[kPanel];
+  alignas(64) Bf16 pairs[16][2][32];  // of 32 columns, until they are turned for out.by_token
+};
+
+// `reference` comes in as the reference so far and goes out raised to the tile's maximum if that is
+// far above. When all is done: per token, the sum of e and, if wanted, of e (z - reference).
+void begin_exponentials(Exponentials &, const Tile &, const float *max, float *reference,
+                        float *sum, float *shifted, const TileOutput &);
+void exponentiate(Exponentials &, int64_t pairs_of_columns);  // at most so many
+
+// C [m, 32] = or += A [m, k] x B. A lies as `blocks` says, in rows unless the product is amx_gemm;
+// B is packed in pairs along k: [k/2][32][2]. m and k are multiples of 32. `beside`, if not null, is
+// work that may be done in between, all of it, part of it or none.
+using PanelGemm = void (*)(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks,
+                           const Bf16 *b, float *c, bool accumulate, const Ahead &ahead,
+                           Exponentials *beside);
+void amx_begin();  // by every thread before amx_gemm, and amx_end after
+void amx_end();
+void amx_gemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
+              bool accumulate, const Ahead &ahead, Exponentials *beside);
 
 // Per-token numbers of the final gradient, each an array over tokens.
 struct TokenGradients {
@@ -73,10 +94,14 @@ struct TokenGradients {
 void gradient_tile(const Tile &, const TokenGradients &, int64_t first_token, const TileOutput &);
 
 // [columns, tokens] bf16 times a factor per token, in place.
-void scale_columns(Bf16 *by_column, int64_t columns, int64_t column_stride, int64_t tokens,
+void scale_columns(Bf16 *by_column, const Blocks &, int64_t columns, int64_t tokens,
                    const float *factor);
 void add_up_lanes(const float *column_sums, int64_t columns, float *out);  // out [columns]
 
+// A of the logits: rows of x as `blocks` says, rows and dims beyond the end zero up to a multiple of
+// 32.
+void pack_blocks(const Bf16 *x, int64_t stride, int64_t rows, int64_t dims, const Blocks &blocks,
+                 Bf16 *out);
 // B = x^T for the logits: out [dims/2][32 tokens][2], tokens and dims beyond the end zero.
 void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out);
 // B = rows of x for the gradients: out [rows/2][32 dims][2], each row times its coefficient if

@@ -2,7 +2,7 @@
 //
 // One pass over the vocabulary in slabs of columns. The logits of a slab are a matrix product that
 // stays in the cache; each is turned into e = exp(z - r), with r the row's reference: a maximum seen
-// so far. Like attention, grad_hidden accumulates sum_j e_ij w_j at once, and is divided by the
+// so far. This is done for one panel of tokens beside the product of the next. Like attention, grad_hidden accumulates sum_j e_ij w_j at once, and is divided by the
 // sum of e when that is known at the end; r is raised, and what was accumulated shrunk, in the rare
 // case that a logit lies far above it. So a frozen head takes two matrix products and keeps no
 // logits. The label's column is left out of all this and added exactly, in fp32.
@@ -28,9 +28,9 @@ namespace ds_train {
 #if defined(__x86_64__)
 namespace {
 
-void brgemm(int64_t m, int64_t k, const Bf16 *a, int64_t lda, const Bf16 *b, float *c,
-            bool accumulate, const Ahead &) {
-  at::native::cpublas::brgemm(m, kPanel, k, lda, kPanel, kPanel, accumulate,
+void brgemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
+            bool accumulate, const Ahead &, Exponentials *) {
+  at::native::cpublas::brgemm(m, kPanel, k, blocks.row, kPanel, kPanel, accumulate,
                               reinterpret_cast<const at::BFloat16 *>(a),
                               reinterpret_cast<const at::BFloat16 *>(b), c);
 }
@@ -40,7 +40,7 @@ int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step;
 // A row stride whose multiples don't all fall on the same lines of the cache.
 int64_t spread(int64_t stride) { return stride % 256 == 0 ? stride + 32 : stride; }
 
-constexpr int64_t kGroup = 1024;  // columns whose exponentials wait for the product with W
+constexpr int64_t kGroup = 512;  // columns whose exponentials wait for the product with W
 
 }  // namespace
 
@@ -62,7 +62,6 @@ LinearRun::LinearRun(const LinearCE &call, bool amx)
       slabs_((vocab_ + kSlab - 1) / kSlab),
       slabs_in_group_(std::min(slabs_, kGroup / kSlab)),
       groups_(slabs_ ? (slabs_ + slabs_in_group_ - 1) / slabs_in_group_ : 0),
-      hidden_is_near_(padded_tokens_ * padded_dim_ * 2 <= 1 << 20),
       grad_hidden_(rows_.write_gradient && call.grad_hidden),
       grad_weight_(rows_.write_gradient && (call.grad_weight || call.grad_bias)),
       exact_((grad_hidden_ || grad_weight_) &&
@@ -99,6 +98,11 @@ void LinearRun::sort_labels() {
       entries_[next[rows_.labels[t] / kSlab]++] = {t, rows_.labels[t] % kSlab};
 }
 
+// Of a matrix [rows, width] that this run writes and reads as A.
+Blocks LinearRun::blocks(int64_t width) const {
+  return {amx_ ? kPanel : width, amx_ ? kPanel * kPanel : kPanel, kPanel * width};
+}
+
 void LinearRun::allocate() {
   const int64_t n = padded_tokens_, in_groups = kGroupsAtOnce * slabs_in_group_ * n;
   by_column_stride_ = spread(n);
@@ -107,7 +111,7 @@ void LinearRun::allocate() {
   const bool second_pass = grad_weight_ && !exact_;
   if (second_pass) share_out_tokens();
   for (Scratch &s : scratch_) {
-    s.z.make(arena_, (grad_weight_ ? kPanelsStored : 1) * kSlab * kPanel);
+    s.z.make(arena_, (grad_weight_ ? kPanelsStored : kTiles) * kSlab * kPanel);
     s.weight.make(arena_, kSlab * weight_copy_stride_);
     if (grad_weight_ && call_.grad_bias) s.column_sums.make(arena_, kSlab * kSumLanes);
     if (grad_weight_) s.by_column.make(arena_, kSlab * by_column_stride_);

@@ -39,15 +39,17 @@ void LinearRun::first_pass() {
   const auto add_slabs = [&](int64_t index) {
     if (index >= groups_) return;
     const Group g = group(index);
-    // With few slabs for many threads, a slab's tokens are shared out as well.
+    // With few slabs for many threads, a slab's tokens are shared out as well; each has its weights
+    // to pack, though.
     const int64_t slabs = g.end - g.begin;
-    const int64_t chunks = std::min(token_panels_, (2 * threads_ + slabs - 1) / slabs);
+    const int64_t chunks = std::min(token_panels_, (threads_ + slabs - 1) / slabs);
     const Work work = [=, this](int64_t item, Scratch &scratch) {
       const Slab s = slab(g.begin + item / chunks);
       const int64_t chunk = item % chunks;
-      first_slab(g, s, chunk * token_panels_ / chunks, (chunk + 1) * token_panels_ / chunks,
+      const SlabWeight w = slab_weight(s, scratch);
+      if (chunk == 0 && accumulates) pack_slab_weight(g, s, w);
+      first_slab(g, s, w, chunk * token_panels_ / chunks, (chunk + 1) * token_panels_ / chunks,
                  scratch);
-      if (chunk == 0 && accumulates) pack_slab_weight(g, s, scratch);
     };
     stages.push_back({slabs * chunks, work, {index < 2 ? -1 : merged[index - 2], -1}});
   };
@@ -74,23 +76,28 @@ void LinearRun::first_pass() {
       for (int64_t d = 0; d < dim_; ++d) weight_sum_[d] += weight_sum_[s * dim_ + d];
 }
 
-void LinearRun::first_slab(const Group &g, const Slab &s, int64_t first_panel, int64_t last_panel,
-                           Scratch &scratch) {
-  const Tile t = tile(s, scratch);
+void LinearRun::first_slab(const Group &g, const Slab &s, const SlabWeight &w,
+                           int64_t first_panel, int64_t last_panel, Scratch &scratch) {
   const int64_t in_group = s.index - g.begin;
-  logits(s, first_panel, last_panel, scratch, [&](int64_t panel) {
+  logits(s, w, first_panel, last_panel, scratch, [&](int64_t panel, const Tile &t) {
     const int64_t token = panel * kPanel, at = in_group * padded_tokens_ + token;
     std::memcpy(g.slab_reference + at, g.reference_in + token, kPanel * sizeof(float));
     transform_tile(t, g.max + at, rows_.logit_sum ? g.logit_sum + at : nullptr);
     take_targets(s, panel, t.z);
     TileOutput out = kept_output(s, token);
     if (grad_hidden_ && !exact_) {
-      out.by_token = g.exponentials + token * by_token_stride_ + in_group * kSlab;
-      out.token_stride = by_token_stride_;
+      out.tokens = blocks(by_token_stride_);
+      out.by_token = group_block(g, s, panel);
     }
-    exponentiate_tile(t, g.max + at, g.slab_reference + at, g.sum + at,
-                      with_shifted_ ? g.shifted + at : nullptr, out);
+    begin_exponentials(scratch.exponentials, t, g.max + at, g.slab_reference + at, g.sum + at,
+                       with_shifted_ ? g.shifted + at : nullptr, out);
   });
+}
+
+// Where the exponentials of a slab and a panel of tokens begin among those of the group.
+Bf16 *LinearRun::group_block(const Group &g, const Slab &s, int64_t panel) const {
+  const Blocks b = blocks(by_token_stride_);
+  return g.exponentials + panel * b.panel + (s.index - g.begin) * kSlab / kPanel * b.step;
 }
 
 void LinearRun::merge_group(const Group &g, int64_t panel) {
@@ -131,15 +138,17 @@ void LinearRun::raise_row(const Group &g, int64_t token, float reference) {
     for (int64_t q = 0; q < dim_panels_; ++q)
       for (int64_t d = 0; d < kPanel; ++d)
         accumulated_[(q * padded_tokens_ + token) * kPanel + d] *= shrink;
+  const Blocks b = blocks(by_token_stride_);
   for (int64_t s = g.begin; s < g.end; ++s) {
     const float r = g.slab_reference[(s - g.begin) * padded_tokens_ + token];
-    if (r != reference)
-      scale_bf16(g.exponentials + token * by_token_stride_ + (s - g.begin) * kSlab,
-                 expf(r - reference), slab(s).padded);
+    if (r == reference) continue;
+    Bf16 *e = group_block(g, slab(s), token / kPanel) + token % kPanel * b.row;
+    for (int64_t i = 0; i < slab(s).padded / kPanel; ++i)
+      scale_bf16(e + i * b.step, expf(r - reference), kPanel);
   }
 }
 
-constexpr int64_t kRowsTogether = 256, kPanelsTogether = 4;  // in an item of accumulate
+constexpr int64_t kRowsTogether = 512, kPanelsTogether = 4;  // in an item of accumulate
 
 int64_t LinearRun::accumulation_items() const {
   return (padded_tokens_ + kRowsTogether - 1) / kRowsTogether *
@@ -156,9 +165,11 @@ void LinearRun::accumulate(const Group &g, int64_t item) {
     const Bf16 *w = g.weight + q * slabs_in_group_ * kSlab * kPanel;
     float *sums = accumulated_ + (q * padded_tokens_ + token) * kPanel;
     const int64_t more = q + 1 < dim_panels_;
-    gemm_(rows, columns, g.exponentials + token * by_token_stride_, by_token_stride_, w, sums, true,
+    gemm_(rows, columns, g.exponentials + token * by_token_stride_, blocks(by_token_stride_), w,
+          sums, true,
           {w + more * slabs_in_group_ * kSlab * kPanel, more * columns * kPanel * 2,
-           sums + more * padded_tokens_ * kPanel, more * rows * kPanel * 4});
+           sums + more * padded_tokens_ * kPanel, more * rows * kPanel * 4},
+          nullptr);
   }
 }
 

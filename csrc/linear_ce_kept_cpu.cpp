@@ -65,8 +65,10 @@ LinearRun::Kept LinearRun::kept_in_buffer(const Slab &s) const {
 // Where the first pass writes the exponentials of one panel of tokens; nowhere if they aren't kept.
 TileOutput LinearRun::kept_output(const Slab &s, int64_t token) const {
   for (const Kept &kept : {kept_in_gradient(s), kept_in_buffer(s)})
-    if (token >= kept.first && token < kept.first + kept.tokens)
-      return {kept.data + token - kept.first, kept.stride, nullptr, 0};
+    if (token >= kept.first && token < kept.first + kept.tokens) {
+      const Blocks b = blocks(kept.width);
+      return {kept.data + (token - kept.first) / kPanel * b.step, b, nullptr, {}};
+    }
   return {};
 }
 
@@ -77,16 +79,18 @@ void LinearRun::gather(const Slab &s, Scratch &scratch) {
   int64_t done = 0;
   for (const Kept &kept : {kept_in_gradient(s), kept_in_buffer(s)}) {
     if (kept.tokens == 0) continue;
-    Bf16 *to = scratch.by_column + kept.first;
-    for (int64_t j = 0; j < s.padded; ++j)
-      std::memcpy(to + j * by_column_stride_, kept.data + j * kept.stride,
-                  kept.tokens * sizeof(Bf16));
+    const Blocks to = blocks(by_column_stride_), from = blocks(kept.width);
+    Bf16 *e = scratch.by_column + kept.first / kPanel * to.step;
+    for (int64_t j = 0; j < s.padded; j += amx_ ? kPanel : 1)
+      std::memcpy(e + j / kPanel * to.panel + j % kPanel * to.row,
+                  kept.data + j / kPanel * from.panel + j % kPanel * from.row,
+                  kept.tokens * (amx_ ? kPanel : 1) * sizeof(Bf16));
     float *factor = slab_reference_ + s.index * padded_tokens_ + kept.first;
     const float *reference = reference_ + kept.first;
     if (std::memcmp(factor, reference, kept.tokens * sizeof(float)) != 0) {
       for (int64_t t = 0; t < kept.tokens; ++t)
         factor[t] = factor[t] == reference[t] ? 1.0f : expf(factor[t] - reference[t]);
-      scale_columns(to, s.padded, by_column_stride_, kept.tokens, factor);
+      scale_columns(e, to, s.padded, kept.tokens, factor);
     }
     compute_again(s, done / kPanel, kept.first / kPanel, scratch);
     done = kept.first + kept.tokens;
@@ -96,7 +100,8 @@ void LinearRun::gather(const Slab &s, Scratch &scratch) {
 
 // Where a tile's part of the gradient of a slab goes.
 TileOutput LinearRun::gradient_output(int64_t panel, Scratch &scratch) const {
-  TileOutput out{scratch.by_column + panel * kPanel, by_column_stride_, nullptr, 0};
+  const Blocks b = blocks(by_column_stride_);
+  TileOutput out{scratch.by_column + panel * b.step, b, nullptr, {}};
   if (!call_.grad_bias) return out;
   out.column_sums = scratch.column_sums;
   if (!exact_) out.coefficient = coefficient_ + panel * kPanel;
@@ -106,14 +111,13 @@ TileOutput LinearRun::gradient_output(int64_t panel, Scratch &scratch) const {
 void LinearRun::compute_again(const Slab &s, int64_t first_panel, int64_t last_panel,
                               Scratch &scratch) {
   if (first_panel == last_panel) return;
-  const Tile t = tile(s, scratch);
-  logits(s, first_panel, last_panel, scratch, [&](int64_t panel) {
-    float max[kPanel], reference[kPanel], sum[kPanel];
+  logits(s, slab_weight(s, scratch), first_panel, last_panel, scratch, [&](int64_t panel, const Tile &t) {
+    float max[kPanel], reference[kPanel];
     transform_tile(t, max, nullptr);
     hide_targets(s, panel, t.z);
     std::memcpy(reference, reference_ + panel * kPanel, sizeof reference);
-    exponentiate_tile(t, max, reference, sum, nullptr,
-                      gradient_output(panel, scratch));
+    begin_exponentials(scratch.exponentials, t, max, reference, nullptr, nullptr,
+                       gradient_output(panel, scratch));
   });
 }
 

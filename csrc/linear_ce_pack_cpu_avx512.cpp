@@ -5,10 +5,25 @@
 
 namespace ds_train {
 
-void scale_columns(Bf16 *x, int64_t columns, int64_t stride, int64_t tokens, const float *factor) {
+void scale_columns(Bf16 *x, const Blocks &blocks, int64_t columns, int64_t tokens,
+                   const float *factor) {
   for (int64_t j = 0; j < columns; ++j)
-    for (int64_t t = 0; t < tokens; t += 16)
-      vec::to_bf16(x + j * stride + t, vec::from_bf16(x + j * stride + t) * vec::load(factor + t));
+    for (int64_t t = 0; t < tokens; t += 16) {
+      Bf16 *p = x + j / 32 * blocks.panel + j % 32 * blocks.row + t / 32 * blocks.step + t % 32;
+      vec::to_bf16(p, vec::from_bf16(p) * vec::load(factor + t));
+    }
+}
+
+void pack_blocks(const Bf16 *x, int64_t stride, int64_t rows, int64_t dims, const Blocks &blocks,
+                 Bf16 *out) {
+  for (int64_t i = 0; i < (rows + 31) / 32 * 32; ++i) {
+    Bf16 *line = out + i / 32 * blocks.panel + i % 32 * blocks.row;
+    for (int64_t d = 0; d < dims; d += 32, line += blocks.step) {
+      const int64_t left = i < rows ? dims - d : 0;
+      const __mmask32 mask = left >= 32 ? 0xffffffff : (1u << left) - 1;
+      _mm512_storeu_si512(line, _mm512_maskz_loadu_epi16(mask, left ? x + i * stride + d : x));
+    }
+  }
 }
 
 void add_up_lanes(const float *column_sums, int64_t columns, float *out) {

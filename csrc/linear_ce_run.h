@@ -54,6 +54,7 @@ class Buffer {
 };
 
 constexpr int64_t kGroupsAtOnce = 3;
+constexpr int64_t kTiles = 2;  // of logits: one is computed while the other is exponentiated
 
 class LinearRun {
  public:
@@ -64,6 +65,7 @@ class LinearRun {
   struct Scratch {  // of one thread
     Buffer<float> z, column_sums;
     Buffer<Bf16> weight, by_column;
+    Exponentials exponentials;
   };
   struct Slab {
     int64_t index, first, columns, padded;
@@ -80,10 +82,10 @@ class LinearRun {
     Bf16 *exponentials;           // [tokens, columns]
     Bf16 *weight;                 // as B of grad_hidden: [dim panels][columns/2][32][2]
   };
-  // Exponentials of a slab that wait for grad_weight: [columns, stride], of some of the tokens.
+  // Exponentials of a slab that wait for grad_weight: [columns, width], of some of the tokens.
   struct Kept {
     Bf16 *data;
-    int64_t stride, first, tokens;
+    int64_t width, first, tokens;
   };
   struct Entry {  // a label that lies in the vocabulary
     int64_t token;
@@ -92,7 +94,7 @@ class LinearRun {
 
   Slab slab(int64_t index) const;
   Group group(int64_t index) const;
-  Tile tile(const Slab &, const Scratch &) const;
+  Tile tile(const Slab &, float *z) const;
   using Work = std::function<void(int64_t item, Scratch &)>;
   struct Stage {
     int64_t items;
@@ -108,6 +110,7 @@ class LinearRun {
   void prepare_grad_weight();
   void share_out_tokens();
   void first_pass();
+  Bf16 *group_block(const Group &, const Slab &, int64_t panel) const;
   void merge_group(const Group &, int64_t panel);
   void raise_row(const Group &, int64_t token, float reference);
   void finish_rows();
@@ -117,19 +120,26 @@ class LinearRun {
   void exact_pass();
   void write_grad_hidden();
 
-  const Bf16 *slab_weight(const Slab &, Scratch &) const;
-  void logits(const Slab &, int64_t first_panel, int64_t last_panel, Scratch &,
-              const std::function<void(int64_t panel)> &use);
+  // A slab's weights as A of the logits.
+  struct SlabWeight {
+    const Bf16 *data;
+    Blocks blocks;
+  };
+  SlabWeight slab_weight(const Slab &, Scratch &) const;
+  void logits(const Slab &, const SlabWeight &, int64_t first_panel, int64_t last_panel,
+              Scratch &, const std::function<void(int64_t panel, const Tile &)> &use);
   template <class Visit>
   void targets(const Slab &, int64_t panel, const Visit &visit) const;
   void take_targets(const Slab &, int64_t panel, float *z);
   void hide_targets(const Slab &, int64_t panel, float *z) const;
-  void first_slab(const Group &, const Slab &, int64_t first_panel, int64_t last_panel, Scratch &);
+  void first_slab(const Group &, const Slab &, const SlabWeight &, int64_t first_panel,
+                  int64_t last_panel, Scratch &);
   void exact_slab(const Group &, const Slab &, Scratch &);
   bool copies(const Slab &) const;
-  void pack_slab_weight(const Group &, const Slab &, const Scratch &);
+  void pack_slab_weight(const Group &, const Slab &, const SlabWeight &);
   int64_t accumulation_items() const;
   void accumulate(const Group &, int64_t item);
+  Blocks blocks(int64_t width) const;
   Kept kept_in_gradient(const Slab &) const;
   Kept kept_in_buffer(const Slab &) const;
   TileOutput kept_output(const Slab &, int64_t token) const;
@@ -149,7 +159,6 @@ class LinearRun {
   const int64_t tokens_, vocab_, dim_;
   const int64_t padded_tokens_, padded_dim_, token_panels_, dim_panels_;
   const int64_t slabs_, slabs_in_group_, groups_;
-  const bool hidden_is_near_;  // all of X fits beside a slab in the second cache
   const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
   int64_t tokens_in_gradient_ = 0, gradient_stride_ = 0, tokens_in_buffer_ = 0, buffer_stride_ = 0;
   int64_t by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;

@@ -45,15 +45,14 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
   const auto end = entries_.begin() + slab_entries_[s.index + 1];
   const int64_t panel_size = padded_tokens_ * kPanel;
   const Bf16 *x = hidden_gradient_;
-  const Slab next = slab(std::min(s.index + threads_, slabs_ - 1));  // likely this thread's next
-  const Kept ahead = kept_in_gradient(next);
-  const int64_t part = ahead.tokens ? next.columns * ahead.stride / dim_panels_ : 0;
   for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
     float *c = scratch.z + q % kPanelsStored * kSlab * kPanel;
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
-    gemm_(s.padded, padded_tokens_, by_column, by_column_stride_, x + q * panel_size, c, false,
-          {x + (q + 1) % dim_panels_ * panel_size, hidden_is_near_ ? 0 : panel_size * 2,
-           part ? ahead.data + q * part : nullptr, part * 2});
+    gemm_(s.padded, padded_tokens_, by_column, blocks(by_column_stride_), x + q * panel_size, c,
+          false,
+          {x + (q + 1) % dim_panels_ * panel_size, panel_size * 2, nullptr,
+           0},
+          nullptr);
     for (auto e = begin; e != end; ++e)
       add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
                  target_gradient_[e->token], dims);
@@ -119,10 +118,11 @@ void LinearRun::exact_pass() {
 }
 
 void LinearRun::exact_slab(const Group &g, const Slab &s, Scratch &scratch) {
-  const Tile t = tile(s, scratch);
   if (scratch.column_sums)
     std::fill_n(static_cast<float *>(scratch.column_sums), kSlab * kSumLanes, 0.0f);
-  logits(s, 0, token_panels_, scratch, [&](int64_t panel) {
+  const SlabWeight w = slab_weight(s, scratch);
+  if (grad_hidden_) pack_slab_weight(g, s, w);
+  logits(s, w, 0, token_panels_, scratch, [&](int64_t panel, const Tile &t) {
     const int64_t token = panel * kPanel;
     float max[kPanel];
     transform_tile(t, max, nullptr);
@@ -130,12 +130,11 @@ void LinearRun::exact_slab(const Group &g, const Slab &s, Scratch &scratch) {
     TileOutput out{};
     if (grad_weight_) out = gradient_output(panel, scratch);
     if (grad_hidden_) {
-      out.by_token = g.exponentials + token * by_token_stride_ + (s.index - g.begin) * kSlab;
-      out.token_stride = by_token_stride_;
+      out.tokens = blocks(by_token_stride_);
+      out.by_token = group_block(g, s, panel);
     }
     gradient_tile(t, gradients_, token, out);
   });
-  if (grad_hidden_) pack_slab_weight(g, s, scratch);
   if (grad_weight_) write_grad_weight(s, scratch.by_column, scratch);
 }
 

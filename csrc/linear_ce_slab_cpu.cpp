@@ -1,8 +1,6 @@
 // One slab in the fused linear kernel: its weights, its logits for a panel of tokens, and the labels
 // that lie in it.
 #if defined(__x86_64__)
-#include <cstring>
-
 #include "linear_ce_run.h"
 
 namespace ds_train {
@@ -12,8 +10,8 @@ LinearRun::Slab LinearRun::slab(int64_t index) const {
   return {index, first, columns, (columns + 31) / 32 * 32};
 }
 
-Tile LinearRun::tile(const Slab &s, const Scratch &scratch) const {
-  return {scratch.z,
+Tile LinearRun::tile(const Slab &s, float *z) const {
+  return {z,
           s.columns,
           s.padded,
           rows_.bias ? rows_.bias + s.first : nullptr,
@@ -22,39 +20,39 @@ Tile LinearRun::tile(const Slab &s, const Scratch &scratch) const {
           rows_.softcap};
 }
 
-// Whether a slab's weights are read from a copy: filled up with zeros to multiples of 32, or moved
-// from a stride at which the rows of a tile all fall on the same lines of the first cache.
+// Whether a slab's weights are read from a copy: as blocks, filled up with zeros to multiples of 32,
+// or moved from a stride at which the rows of a tile all fall on the same lines of the first cache.
+// Reading the rows one after the other is also what brings them near soonest: a processor foresees
+// it, and prefetches of a product's own would keep its loads waiting.
 bool LinearRun::copies(const Slab &s) const {
-  return s.padded > s.columns || padded_dim_ > dim_ || call_.weight_stride % 512 == 0;
+  return amx_ || s.padded > s.columns || padded_dim_ > dim_ || call_.weight_stride % 512 == 0;
 }
 
-const Bf16 *LinearRun::slab_weight(const Slab &s, Scratch &scratch) const {
+LinearRun::SlabWeight LinearRun::slab_weight(const Slab &s, Scratch &scratch) const {
   const Bf16 *w = weight_ + s.first * call_.weight_stride;
-  if (!copies(s)) return w;
-  Bf16 *copy = scratch.weight;
-  if (s.padded > s.columns || padded_dim_ > dim_)
-    std::memset(copy, 0, s.padded * weight_copy_stride_ * sizeof(Bf16));
-  for (int64_t j = 0; j < s.columns; ++j)
-    std::memcpy(copy + j * weight_copy_stride_, w + j * call_.weight_stride, dim_ * sizeof(Bf16));
-  return copy;
+  const int64_t stride = call_.weight_stride;
+  if (!copies(s)) return {w, {stride, kPanel, kPanel * stride}};
+  const Blocks copy = blocks(weight_copy_stride_);
+  pack_blocks(w, stride, s.columns, dim_, copy, scratch.weight);
+  return {scratch.weight, copy};
 }
 
-// x . w of a slab, one panel of tokens after the other, each handed to use(panel) in scratch.z.
-void LinearRun::logits(const Slab &s, int64_t first_panel, int64_t last_panel, Scratch &scratch,
-                       const std::function<void(int64_t panel)> &use) {
-  const Bf16 *w = slab_weight(s, scratch);
-  const int64_t stride = w == scratch.weight ? weight_copy_stride_ : call_.weight_stride;
+// x . w of a slab, one panel of tokens after the other, each handed to use(panel, tile). What that
+// leaves to do in scratch.exponentials is done beside the next panel's product.
+void LinearRun::logits(const Slab &s, const SlabWeight &w, int64_t first_panel, int64_t last_panel,
+                       Scratch &scratch,
+                       const std::function<void(int64_t panel, const Tile &)> &use) {
   const int64_t panel_size = kPanel * padded_dim_, panels = last_panel - first_panel;
-  const Slab next = slab(std::min(s.index + threads_, slabs_ - 1));  // likely this thread's next
-  const int64_t part = next.columns * call_.weight_stride / panels;
+  const Bf16 *x = hidden_logits_ + first_panel * panel_size;
+  Exponentials &rest = scratch.exponentials;
   for (int64_t i = 0; i < panels; ++i) {
-    const Bf16 *x = hidden_logits_ + first_panel * panel_size;
-    const Bf16 *next_w = weight_ + next.first * call_.weight_stride + i * part;
-    gemm_(s.padded, padded_dim_, w, stride, x + i * panel_size, scratch.z, false,
-          {x + (i + 1) % panels * panel_size, hidden_is_near_ ? 0 : panel_size * 2, next_w,
-           part * 2});
-    use(first_panel + i);
+    const Tile t = tile(s, scratch.z + i % kTiles * kSlab * kPanel);
+    gemm_(s.padded, padded_dim_, w.data, w.blocks, x + i * panel_size, t.z, false,
+          {x + (i + 1) % panels * panel_size, panel_size * 2, nullptr, 0}, &rest);
+    exponentiate(rest, s.padded);
+    use(first_panel + i, t);
   }
+  exponentiate(rest, s.padded);
 }
 
 // visit(token, position in z) for the labels in this slab of this panel's tokens.
@@ -84,17 +82,16 @@ void LinearRun::hide_targets(const Slab &s, int64_t panel, float *z) const {
 }
 
 // While the slab's weights are in the cache: packed for grad_hidden, and their weighted sum.
-void LinearRun::pack_slab_weight(const Group &g, const Slab &s, const Scratch &scratch) {
-  const Bf16 *w = weight_ + s.first * call_.weight_stride;
-  int64_t stride = call_.weight_stride;
-  if (copies(s)) w = scratch.weight, stride = weight_copy_stride_;
+void LinearRun::pack_slab_weight(const Group &g, const Slab &s, const SlabWeight &w) {
   const int64_t columns = slabs_in_group_ * kSlab, before = (s.index - g.begin) * kSlab;
-  for (int64_t q = 0; q < dim_panels_; ++q)
-    pack_rows(w + q * kPanel, stride, s.columns, s.padded, dim_ - q * kPanel, nullptr,
-              g.weight + (q * columns + before) * kPanel);
+  for (int64_t j = 0; j < s.padded; j += kPanel)
+    for (int64_t q = 0; q < dim_panels_; ++q)
+      pack_rows(w.data + j / kPanel * w.blocks.panel + q * w.blocks.step, w.blocks.row, kPanel,
+                kPanel, kPanel, nullptr, g.weight + (q * columns + before + j) * kPanel);
   if (weight_sum_)
     for (int64_t j = 0; j < s.columns; ++j)
-      add_scaled(weight_sum_ + s.index * dim_, w + j * stride, class_weight_of(s.first + j), dim_);
+      add_scaled(weight_sum_ + s.index * dim_, weight_ + (s.first + j) * call_.weight_stride,
+                 class_weight_of(s.first + j), dim_);
 }
 
 }  // namespace ds_train
