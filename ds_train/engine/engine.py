@@ -455,7 +455,7 @@ def _forget_trace(coordinator: Any) -> None:
     DeepSpeed 0.19.8 caches the latter for good, so what an evaluation (which has no backward pass)
     released would be released, and gathered again, in every training step: a model that fits into
     `stage3_max_live_parameters` was gathered four times in a step of two micro-batches instead of
-    once (`benchmarks/results/plan_accuracy.md`).
+    twice (ds_train/README.md).
     """
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
