@@ -37,6 +37,7 @@ LAYERS: dict[str, int] = {
     "ds_train.model": 3,
     # 4: deepspeed, in one file
     "ds_train.engine": 4,
+    "ds_train.checkpoint.background": 4,
     "ds_train.checkpoint.checksums": 4,
     "ds_train.checkpoint.folder": 4,
     "ds_train.checkpoint.rehearse": 4,

@@ -22,6 +22,7 @@ from ds_train.checkpoint.average import (
     averaged_checkpoints,
     parse_average,
 )
+from ds_train.checkpoint.checksums import refuse_damaged
 from ds_train.checkpoint.folder import find_checkpoint
 from ds_train.checkpoint.layout import WEIGHT_METHODS, Layout, cast_layout, plan_layout
 from ds_train.checkpoint.merge import skeleton
@@ -83,6 +84,8 @@ def export_command(
             "--merge."
         )
     _refuse_occupied(target)
+    for one in steps:
+        refuse_damaged(one)
     with _published(target) as folder:
         if whole:
             _write_model(config, steps, weights, folder, dtype, say)

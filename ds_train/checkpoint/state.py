@@ -7,6 +7,7 @@ parameter whole and under its own name, dealt over the ranks' files by size:
       state/rank-00000.safetensors   "<parameter>|param", "<parameter>|exp_avg", ...
       adapter_config.json, adapter_model.safetensors      for PEFT methods; plain PEFT reads them
       checkpoint.json                what it belongs to; its presence says that all is there
+      SHA256SUMS                     checksums of these, read back from the disk
 
 It is written under another name, and renamed when complete: a kill at any moment leaves the
 folder `latest` points to as it was. DeepSpeed's own format is not used because it is tied to the
@@ -15,6 +16,7 @@ ZeRO stage and the number of ranks (its universal converter does not cross from 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +25,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
+from ds_train.checkpoint.checksums import checksummed_files, digest, write_checksums
 from ds_train.checkpoint.folder import (
     FACTS,
     SEPARATOR,
@@ -39,7 +42,8 @@ from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths, replace_text, sync_folder
 from ds_train.units import format_bytes
 
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
+"""Begins the name of a folder that is no checkpoint yet, or no longer."""
 
 
 def save_checkpoint(
@@ -59,28 +63,65 @@ def save_checkpoint(
     """
     ranks = engine.ranks
     final = paths.checkpoint(facts.step)
-    partial = final.with_name(_PARTIAL + final.name)
-    tensors, trained = _collect(engine, keep_all_params=write_extra is not None)
+    partial = partial_folder(final)
+    tensors, trained = collect(engine, keep_all_params=write_extra is not None)
+    written: dict[str, str] = {}
 
     def write_share() -> None:
-        (partial / "state").mkdir(parents=True, exist_ok=True)
-        save_tensors(partial / "state" / _state_file(ranks.rank), tensors)
+        write_state(partial, tensors, ranks)
+        written[share_of(ranks.rank)] = digest(state_path(partial, ranks.rank))
         if ranks.is_main and write_extra is not None:
             write_extra(partial, trained)
 
-    def complete() -> None:
+    def finish() -> None:
         if ranks.is_main:
-            files = [_state_file(rank) for rank in range(ranks.world_size)]
-            whole = replace(facts, state_files=files)
-            replace_text(partial / FACTS, whole.to_json())
-            _publish(partial, final)
+            finish_checkpoint(partial, final, facts, digests)
 
-    for act in (write_share, complete):
-        _all_or_nothing(act, ranks, partial, final)
+    all_or_nothing(write_share, ranks, partial, final)
+    found = [json.loads(text) for text in ranks.texts(json.dumps(written))]
+    digests = {name: one for share in found for name, one in share.items()}
+    all_or_nothing(finish, ranks, partial, final)
     return final
 
 
-def _all_or_nothing(act: Callable[[], None], ranks: Ranks, partial: Path, final: Path) -> None:
+def finish_checkpoint(
+    partial: Path, final: Path, facts: CheckpointFacts, digests: dict[str, str]
+) -> None:
+    """Rank 0, when every share is on disk: what is missing beside them, then its own name.
+
+    Args:
+        digests: path inside the folder -> SHA-256, of every rank's share.
+    """
+    files = sorted(Path(name).name for name in digests)
+    replace_text(partial / FACTS, replace(facts, state_files=files).to_json())
+    others = {name: digest(partial / name) for name in checksummed_files(partial)}
+    write_checksums(partial, digests | others)
+    _publish(partial, final)
+
+
+def partial_folder(final: Path) -> Path:
+    """Where a checkpoint lies until it is complete."""
+    return final.with_name(PARTIAL + final.name)
+
+
+def write_state(folder: Path, tensors: State, ranks: Ranks) -> None:
+    """This rank's file of a checkpoint."""
+    path = state_path(folder, ranks.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, tensors)
+
+
+def state_path(folder: Path, rank: int) -> Path:
+    """Where a rank's file lies."""
+    return folder / share_of(rank)
+
+
+def share_of(rank: int) -> str:
+    """Path of a rank's file inside a checkpoint's folder."""
+    return f"state/rank-{rank:05d}.safetensors"
+
+
+def all_or_nothing(act: Callable[[], None], ranks: Ranks, partial: Path, final: Path) -> None:
     """Write; if one rank could not, all of them give up together and leave no half of it."""
     failure = ""
     try:
@@ -90,10 +131,10 @@ def _all_or_nothing(act: Callable[[], None], ranks: Ranks, partial: Path, final:
     if reason := ranks.first_text(failure):
         if ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(_write_failure(final, reason))
+        raise CheckpointError(write_failure(final, reason))
 
 
-def _collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:
+def collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:
     """This rank's share of the state, and on rank 0 every trained weight if it is wanted."""
     ranks = engine.ranks
     mine: State = {}
@@ -110,11 +151,8 @@ def _collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:
     return mine, trained
 
 
-def _state_file(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
-
-
-def _write_failure(folder: Path, reason: str) -> str:
+def write_failure(folder: Path, reason: str) -> str:
+    """What is said when a checkpoint could not be written."""
     free = format_bytes(shutil.disk_usage(_existing(folder)).free)
     return (
         f"checkpoint {folder.name} could not be written to {quoted(folder.parent)}: {reason} "
@@ -151,14 +189,14 @@ def prune(paths: RunPaths, keep: int) -> None:
 
 def _remove(folder: Path) -> None:
     """First it is no checkpoint any more, then its files go; what can't go now goes next time."""
-    gone = folder.with_name(f"{_PARTIAL}old-{folder.name}")
+    gone = folder.with_name(f"{PARTIAL}old-{folder.name}")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def remove_partial(paths: RunPaths) -> None:
     """Remove what a killed save left behind."""
-    for folder in paths.checkpoints.glob(f"{_PARTIAL}*"):
+    for folder in paths.checkpoints.glob(f"{PARTIAL}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -16,3 +16,12 @@ class CheckpointConfig(Section):
 
     best: bool = True
     """Keep the checkpoint with the lowest validation loss."""
+
+    rehearse: bool = True
+    """Before the first step write a checkpoint, read it again, compare it, see whether the disk has
+    room for those to come, and remove it."""
+
+    background: bool = False
+    """Write the checkpoints that `every` asks for while the run goes on. The step waits for a copy
+    of the state in host memory (12 bytes a parameter that trains, dealt over the ranks) instead of
+    for the disk; the best one and the last one are waited for."""

@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ds_train.checkpoint.background import BackgroundSave
 from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.checkpoint.state import point_to, prune, save_checkpoint
 from ds_train.config.run import RunConfig
@@ -38,6 +40,9 @@ from ds_train.train.setup import set_up
 from ds_train.train.step import dropout_seed, train_step
 from ds_train.train.tasks import TaskEvaluations
 from ds_train.train.unfreeze import join_layers
+
+_LAST_SAVE_SECONDS = 60.0
+"""What a checkpoint that is being written has left when the run fails."""
 
 
 def run(config: RunConfig) -> int:
@@ -70,6 +75,7 @@ class Loop:
         self.run, self.request, self._say = run, request, say
         self.facts: CheckpointFacts = run.start
         self.saved_step: int | None = run.start.step or None
+        self._saving: BackgroundSave | None = None
         self.schedule = Schedule(
             run.config.train,
             total_steps=run.total_steps,
@@ -88,6 +94,8 @@ class Loop:
         """Every step that is left, then the last evaluation and checkpoint."""
         run = self.run
         self._announce()
+        if self.facts.step < run.total_steps and not self.facts.ended_early:
+            run.rehearse_save(self._say)
         guard = DivergenceGuard(
             run.paths, run.data, run.plan, fp16=run.config.model.dtype == "fp16"
         )
@@ -113,6 +121,8 @@ class Loop:
                         return
             self._finish()
         finally:
+            if self._saving is not None:  # the run has failed: no collective any more
+                self._saving.let_finish(_LAST_SAVE_SECONDS)
             if self.reporter is not None:
                 self.reporter.close()
 
@@ -175,7 +185,7 @@ class Loop:
         if self.tasks.is_due(before, after):
             self._evaluate_tasks()
         if is_due(run.config.checkpoint.every, before, after):
-            self._save()
+            self._save(in_background=run.config.checkpoint.background)
         return False
 
     def _position(self, step: int) -> Position:
@@ -227,17 +237,31 @@ class Loop:
         for record in self.tasks.evaluate(self.facts.step):
             self._report(record)
 
-    def _save(self) -> None:
+    def _save(self, *, in_background: bool = False) -> None:
         run = self.run
         if self.saved_step == self.facts.step:
+            self._finish_saving()  # whoever saves again wants to have it
             return
         self.facts = replace(
             self.facts, num_updates=run.engine.num_updates, loss_scale=run.engine.loss_scale
         )
-        folder = save_checkpoint(run.paths, run.engine, self.facts, run.write_extra)
+        self._finish_saving()
         self.saved_step = self.facts.step
+        if in_background:
+            self._saving = BackgroundSave(run.paths, run.engine, self.facts, run.write_extra)
+            return
+        self._saved(save_checkpoint(run.paths, run.engine, self.facts, run.write_extra))
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one; a collective call."""
+        if self._saving is not None:
+            folder = self._saving.join()
+            self._saving = None
+            self._saved(folder)
+
+    def _saved(self, folder: Path) -> None:
         if self.reporter is not None:
-            prune(run.paths, run.config.checkpoint.keep)
+            prune(self.run.paths, self.run.config.checkpoint.keep)
             self.reporter.say(f"checkpoint: {folder}")
 
     def _report(self, record: Record) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ds_train.checkpoint.folder import CheckpointFacts
+from ds_train.checkpoint.rehearse import checkpoints_held, rehearse_save
 from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.fewshot import LossesConfig
 from ds_train.config.run import RunConfig
@@ -131,3 +132,15 @@ class Run:
         if not hasattr(model, "peft_config"):
             return None
         return lambda folder, trained: write_adapter(model, trained, self.initial, folder)
+
+    def rehearse_save(self, say: Callable[[str], Any]) -> None:
+        """Find out now whether checkpoints can be written, if the recipe wants it."""
+        checkpoint = self.config.checkpoint
+        if not checkpoint.rehearse:
+            return
+        num_kept = checkpoints_held(
+            checkpoint.keep,
+            saves_often=checkpoint.every is not None,
+            keeps_best=checkpoint.best and self.data.evaluated is not None,
+        )
+        rehearse_save(self.paths, self.engine, self.write_extra, num_kept=num_kept, say=say)

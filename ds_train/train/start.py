@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ds_train.checkpoint.checksums import set_aside_damaged
 from ds_train.config.load import dump_recipe
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import build_step_plan, find_scores
@@ -34,6 +35,7 @@ def start_training(launch: Launch, *, tell_stop: bool = False) -> int:
     plan = launch.plan
     for line in [*summary(plan), *_device_note(plan.world)]:
         print(line, flush=True)
+    set_aside_damaged(RunPaths(Path(plan.config.output_dir)), print)
     check_same_run(plan.config, plan.batch.global_batch_size)
     check_model(plan.config)
     if plan.config.evaluate.tasks:

@@ -228,7 +228,12 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     big = {"model.name_or_path": str(folder / "model-50mb"), "engine.preset": "zero3"}
     plan.append(scenario(folder, "big-base", {**big, "train.max_steps": 1}))
     full_disk = {"checkpoint.every": "1 step"}
-    plan.append(scenario(folder, "disk-full", full_disk, disk_full_at=3))
+    plan.append(scenario(folder, "disk-full", full_disk, disk_full_at=4))
+    behind = {**full_disk, "checkpoint.background": True}
+    plan.append(scenario(folder, "disk-full-behind", behind, disk_full_at=4))
+    plan.append(scenario(folder, "saved-behind", behind))
+    plan.append(scenario(folder, "saved-before", full_disk))
+    plan.append(scenario(folder, "disk-full-at-once", full_disk, disk_full_at=1))
     adapter = folder / "runs" / "lora-z2-m4" / "checkpoints" / f"step-{STEPS:08d}"
     plan.append(scenario(folder, "continued", {"adapter.path": str(adapter)}))
     plan.append(scenario(folder, "diverged", {"train.learning_rate": 1e30}))

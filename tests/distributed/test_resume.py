@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from distributed import scenarios
 from distributed.conftest import Results
+from ds_train.checkpoint.checksums import find_damage
 from ds_train.checkpoint.folder import complete_checkpoints
 from ds_train.paths import RunPaths
 
@@ -99,6 +100,40 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_ranks: Results, in
     assert latest.name == "step-00000002" == (paths.checkpoints / "latest").read_text().strip()
     assert load_file(str(latest / "adapter_model.safetensors"))
     assert not list(paths.checkpoints.glob(".partial-*"))
+
+
+def test_saved_behind_the_steps_are_the_same_checkpoints(two_ranks: Results, inputs: Path) -> None:
+    behind, before = (two_ranks[f"saved-{when}"] for when in ("behind", "before"))
+    assert behind["losses"] == before["losses"]
+    files = [
+        {
+            str(path.relative_to(root)): path.read_bytes()
+            for folder in complete_checkpoints(RunPaths(root))
+            for path in folder.rglob("*")
+            if path.is_file() and path.name not in ("checkpoint.json", "SHA256SUMS")
+        }
+        for root in (inputs / "runs" / "saved-behind", inputs / "runs" / "saved-before")
+    ]
+    assert len(files[0]) > 4 and files[0] == files[1]
+    for folder in complete_checkpoints(RunPaths(inputs / "runs" / "saved-behind")):
+        assert find_damage(folder) is None
+
+
+def test_a_full_disk_behind_the_steps(two_ranks: Results, inputs: Path) -> None:
+    result = two_ranks["disk-full-behind"]
+    assert result["kind"] == "CheckpointError"
+    assert "step-00000003 could not be written" in result["error"]
+    assert "rank 1: [Errno 28] No space left on device" in result["error"]
+    latest = complete_checkpoints(RunPaths(inputs / "runs" / "disk-full-behind"))[-1]
+    assert latest.name == "step-00000002" and find_damage(latest) is None
+
+
+def test_a_full_disk_is_met_before_the_first_step(two_ranks: Results, inputs: Path) -> None:
+    result = two_ranks["disk-full-at-once"]
+    assert result["kind"] == "CheckpointError"
+    assert "checkpoint rehearsal could not be written" in result["error"]
+    assert "rank 1: [Errno 28] No space left on device" in result["error"]
+    assert not list(RunPaths(inputs / "runs" / "disk-full-at-once").checkpoints.iterdir())
 
 
 def test_an_existing_adapter_goes_on_where_it_was(two_ranks: Results) -> None:

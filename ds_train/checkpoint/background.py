@@ -1,0 +1,126 @@
+"""Saving while the run goes on: the step waits until the state is copied, not until it is on disk.
+
+Each rank copies its share and writes it in a thread of its own, which uses no collective (those of
+the training go on meanwhile); a small file says that a share is on disk, and rank 0's thread
+publishes the checkpoint when it has seen one of every rank. So a kill at any moment leaves the
+checkpoint before as it was, as with saving in the foreground, and until then nothing older is
+removed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ds_train.checkpoint.checksums import digest
+from ds_train.checkpoint.folder import CheckpointFacts
+from ds_train.checkpoint.state import (
+    collect,
+    finish_checkpoint,
+    partial_folder,
+    remove_partial,
+    share_of,
+    state_path,
+    write_failure,
+    write_state,
+)
+from ds_train.engine.engine import Engine, State
+from ds_train.errors import CheckpointError
+from ds_train.paths import RunPaths, replace_text
+
+_POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 1800.0
+"""How long rank 0 waits for the others' shares; a rank that is gone ends the run earlier."""
+
+
+class BackgroundSave:
+    """A checkpoint that is being written. Making one is a collective call, and so is `join`."""
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        engine: Engine,
+        facts: CheckpointFacts,
+        write_extra: Callable[[Path, State], None] | None,
+    ) -> None:
+        self.folder = paths.checkpoint(facts.step)
+        self._ranks, self._facts, self._write_extra = engine.ranks, facts, write_extra
+        self._partial = partial_folder(self.folder)
+        if self._ranks.is_main:
+            remove_partial(paths)  # of an earlier attempt: its shares are not ours
+        tensors, trained = collect(engine, keep_all_params=write_extra is not None)
+        # on a CPU these may be the very tensors that the next step changes
+        self._tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+        self._trained = {name: tensor.clone() for name, tensor in trained.items()}
+        self._failure = ""
+        self._given_up = threading.Event()
+        self._ranks.barrier()  # nobody writes before what was left over is gone
+        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def join(self) -> Path:
+        """Wait until it is on disk; returns its folder.
+
+        Raises:
+            CheckpointError: on every rank, if one could not write; older checkpoints are untouched.
+        """
+        self._thread.join()
+        if reason := self._ranks.first_text(self._failure):
+            raise CheckpointError(write_failure(self.folder, reason))
+        return self.folder
+
+    def let_finish(self, seconds: float) -> None:
+        """Without a collective, for a run that has failed: what can still be written is."""
+        self._thread.join(seconds)
+        self._given_up.set()
+
+    def _write(self) -> None:
+        rank = self._ranks.rank
+        try:
+            write_state(self._partial, self._tensors, self._ranks)
+            written = {share_of(rank): digest(state_path(self._partial, rank))}
+            if self._ranks.is_main and self._write_extra is not None:
+                self._write_extra(self._partial, self._trained)
+            self._say_done({"digests": written})
+            if self._ranks.is_main:
+                self._publish()
+        except (OSError, SafetensorError, CheckpointError) as error:
+            self._failure = f"rank {rank}: {error}"
+            self._say_failed()
+        finally:
+            self._tensors, self._trained = {}, {}
+
+    def _note(self, rank: int) -> Path:
+        return self._partial / "state" / f"rank-{rank:05d}.json"
+
+    def _say_done(self, facts: dict[str, Any]) -> None:
+        replace_text(self._note(self._ranks.rank), json.dumps(facts))
+
+    def _say_failed(self) -> None:
+        try:
+            self._say_done({"failed": self._failure})
+        except OSError:
+            self._given_up.set()  # the others learn of it at the next `join`
+
+    def _publish(self) -> None:
+        digests: dict[str, str] = {}
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for rank in range(self._ranks.world_size):
+            note = self._note(rank)
+            while not note.is_file():
+                if self._given_up.is_set() or time.monotonic() > deadline:
+                    raise CheckpointError(f"rank {rank} has not written its share")
+                time.sleep(_POLL_SECONDS)
+            facts = json.loads(note.read_text())
+            if "failed" in facts:
+                raise CheckpointError(facts["failed"])
+            digests |= facts["digests"]
+        for rank in range(self._ranks.world_size):
+            self._note(rank).unlink()
+        finish_checkpoint(self._partial, self.folder, self._facts, digests)

@@ -1,0 +1,109 @@
+"""A checkpoint that is written while the run goes on holds what was there when it was asked for."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from saved import State, StatesOnly, save
+
+from ds_train.checkpoint import state
+from ds_train.checkpoint.background import BackgroundSave
+from ds_train.checkpoint.checksums import find_damage
+from ds_train.checkpoint.folder import CheckpointFacts, latest_checkpoint
+from ds_train.errors import CheckpointError
+from ds_train.model.write import save_tensors
+from ds_train.paths import RunPaths
+
+
+class LiveEngine(StatesOnly):
+    """Its states are the tensors that training changes."""
+
+    def __init__(self) -> None:
+        self.live = torch.ones(5)
+
+    def read_states(self) -> Iterator[tuple[str, State]]:
+        yield "a.weight", {"param": self.live}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path / "run")
+
+
+def begin(paths: RunPaths, engine: Any, write_extra: Any = None) -> BackgroundSave:
+    return BackgroundSave(paths, engine, CheckpointFacts(7, 7, 70, None, "b", "d"), write_extra)
+
+
+def test_later_steps_do_not_get_into_it(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = Event()
+
+    def save_late(path: Path, tensors: State) -> None:
+        assert go_on.wait(30)
+        save_tensors(path, tensors)
+
+    monkeypatch.setattr(state, "save_tensors", save_late)
+    older = save_and_restore(paths, monkeypatch)
+    engine, seen = LiveEngine(), {}
+    saving = begin(paths, engine, lambda folder, trained: seen.update(trained))
+    engine.live.fill_(2)  # the next step
+    assert latest_checkpoint(paths) == older
+    go_on.set()
+    folder = saving.join()
+    assert latest_checkpoint(paths) == folder and find_damage(folder) is None
+    saved = load_file(str(folder / "state" / "rank-00000.safetensors"))["a.weight|param"]
+    assert saved.tolist() == [1.0] * 5 and seen["a.weight"].tolist() == [1.0] * 5
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["rank-00000.safetensors"]
+
+
+def save_and_restore(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An older checkpoint, written at once."""
+    slow = state.save_tensors
+    monkeypatch.setattr(state, "save_tensors", save_tensors)
+    folder = save(paths, 1)
+    monkeypatch.setattr(state, "save_tensors", slow)
+    return folder
+
+
+def test_a_full_disk_is_raised_when_it_is_waited_for(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = save(paths, 1)
+
+    def full(path: Path, tensors: State) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state, "save_tensors", full)
+    saving = begin(paths, StatesOnly())
+    with pytest.raises(CheckpointError, match=r"step-00000007 could not be written .*No space"):
+        saving.join()
+    assert latest_checkpoint(paths) == older
+
+
+def test_another_ranks_failure_is_known_to_rank_0(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread does not wait for a share that will not come."""
+
+    class TwoRanks:
+        rank, world_size, is_main = 0, 2, True
+
+        def barrier(self) -> None:
+            note = paths.checkpoints / ".partial-step-00000007" / "state" / "rank-00001.json"
+            note.parent.mkdir(parents=True)
+            note.write_text('{"failed": "rank 1: the disk is full"}')
+
+        def first_text(self, text: str) -> str:
+            return text
+
+    engine = StatesOnly()
+    monkeypatch.setattr(engine, "ranks", TwoRanks(), raising=False)
+    with pytest.raises(CheckpointError, match="rank 1: the disk is full"):
+        begin(paths, engine).join()
+    assert latest_checkpoint(paths) is None
