@@ -53,6 +53,7 @@ def rehearse_save(
     folder = partial_folder(final)
     tensors, trained = collect(engine, keep_all_params=write_extra is not None)
     fault = ""
+    ranks.barrier()  # rank 0 may still be removing what a killed save has left
 
     def write() -> None:
         write_state(folder, tensors, ranks)
