@@ -53,17 +53,20 @@ class Activations:
         return self.all_layers + self.outside_layers
 
 
-def activations(trainable: Trainable, config: RunConfig, rows: int, length: int) -> Activations:
+def activations(
+    trainable: Trainable, config: RunConfig, rows: int, length: int, *, on_cpu: bool = False
+) -> Activations:
     """Of `rows` rows of `length` tokens.
 
     Args:
         rows: of one micro-batch; length: tokens of a row, virtual ones included.
+        on_cpu: torch has no fused attention there with dropout, or with values of other width.
     """
     shape, w = trainable.shape, 4 if config.model.dtype == "fp32" else 2
     recompute = config.model.gradient_checkpointing
     units = forward_order(trainable)
     needed = {id(unit) for unit in backward_order(units, trainable, recompute=recompute)}
-    counter = _Counter(shape, config, w, length)
+    counter = _Counter(shape, config, w, length, on_cpu=on_cpu)
     layers: dict[int, list[Unit]] = {}
     outside = 0.0
     for unit in units:
@@ -103,8 +106,11 @@ def _merged_experts(units: list[Unit]) -> int:
 class _Counter:
     """Bytes that one token leaves in a module."""
 
-    def __init__(self, shape: ModelShape, config: RunConfig, w: int, length: int) -> None:
+    def __init__(
+        self, shape: ModelShape, config: RunConfig, w: int, length: int, *, on_cpu: bool
+    ) -> None:
         self.shape, self.config, self.w, self.length = shape, config, w, length
+        self.on_cpu = on_cpu
         attention = config.model.attn_implementation
         self.eager = attention == "eager" or (attention is None and shape.model_type in EAGER)
         self.masked = config.data.packing and "flash" not in (attention or "")
@@ -170,14 +176,23 @@ class _Counter:
 
     def _attention(self) -> float:
         shape, w = self.shape, self.w
-        wide = shape.num_heads * shape.head_dim
+        queries, values = shape.attention_widths
+        scores = shape.num_heads * self.length
+        dropped = 0.0
+        if shape.residual_dropout:  # masks of two sums; a byte an element on a GPU
+            dropped = 2 * shape.hidden * (w if self.on_cpu else 1)
         if self.eager:
             # capped scores, probabilities in fp32, and these in the model's dtype
-            return 3 * w * wide + shape.num_heads * self.length * 8
-        # a fused projection is kept whole, as the values are a view of it
-        fused = any(one.name.endswith(("query_key_value", "c_attn")) for one in shape.modules)
+            return 3 * w * queries + scores * 8 + dropped
+        if self.on_cpu and queries != values:
+            return 4 * (2 * queries + values + scores) + w * values
+        if self.on_cpu and shape.attention_dropout:
+            dropped += 12 * scores
+        # a fused projection is kept whole, as the values are a view of it, and rotated apart
+        fused = any(one.name.endswith("query_key_value") for one in shape.modules)
         mask = w * self.length if self.masked else 0
-        return w * (6 if fused else 4) * wide + 4 * shape.num_heads + mask
+        wide = 6 * queries if fused else 2 * (queries + values)
+        return w * wide + 4 * shape.num_heads + mask + dropped
 
     def _feedforward(self, needed: list[Unit]) -> float:
         shape, w = self.shape, self.w
@@ -196,6 +211,8 @@ class _Counter:
         experts = next(one for one in needed if one.parameters[0].module.kind == "experts")
         width = experts.parameters[0].module.shape[1] // 2
         routed = shape.experts_per_token * w * (2 * shape.hidden + 4 * width)
+        # DeepSeek's router works in fp32
+        routed += 4 * shape.hidden if shape.model_type == "deepseek_v3" else 0
         shared = [one for one in needed if "shared_experts.gate_proj" in one.owner]
         return routed + sum(3 * w * one.parameters[0].module.out_features for one in shared)
 

@@ -181,7 +181,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture(_PHI3, _OLD),
     "gpt2": Architecture(
         _GPT2,
-        {"n_inner": None, "n_positions": 1024, "tie_word_embeddings": True, "vocab_size": 50257},
+        {
+            "n_inner": None,
+            "n_positions": 1024,
+            "tie_word_embeddings": True,
+            "vocab_size": 50257,
+            "attn_pdrop": 0.1,
+            "resid_pdrop": 0.1,
+        },
         {
             "hidden_size": "n_embd",
             "num_hidden_layers": "n_layer",

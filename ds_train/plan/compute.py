@@ -47,10 +47,9 @@ def compute_of(setting: Setting) -> Compute:
             if one.module.kind == "experts" and shape.num_experts:
                 elements = elements * shape.experts_per_token // shape.num_experts
             per_token += 2 * elements * (again + (id(unit) in backward) + one.trains)
-    wide = shape.num_heads * shape.head_dim
     layers = {unit.layer for unit in units if unit.layer is not None}
     needed = {unit.layer for unit in units if id(unit) in backward and unit.layer is not None}
-    attention = 4 * setting.length * wide
+    attention = 2 * setting.length * sum(shape.attention_widths)
     per_token += attention * (len(layers) * (2 if recompute else 1) + 2 * len(needed))
     tokens = setting.batch.global_batch_size * setting.length
     return Compute(per_token * tokens, tokens)

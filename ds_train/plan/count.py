@@ -74,6 +74,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         feedforward=dims["f"],
         num_experts=dims["e"],
         experts_per_token=int(settings.get("num_experts_per_tok") or 0),
+        attention_dropout=bool(settings.get("attn_pdrop")),
+        residual_dropout=bool(settings.get("resid_pdrop")),
         max_positions=settings.get("max_position_embeddings"),
     )
 

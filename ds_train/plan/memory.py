@@ -102,7 +102,11 @@ class _Accountant:
         self.trained = setting.trainable.num_trainable
         self.largest = max((one.num_elements for one in setting.trainable.trained), default=0)
         self.activations = activations(
-            setting.trainable, setting.config, setting.rows, setting.length
+            setting.trainable,
+            setting.config,
+            setting.rows,
+            setting.length,
+            on_cpu=setting.cluster.is_cpu,
         )
 
     @cached_property

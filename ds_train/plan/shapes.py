@@ -73,6 +73,9 @@ class ModelShape:
     num_experts: int
     experts_per_token: int
     max_positions: int | None
+    attention_dropout: bool = False
+    """Of the architecture itself; GPT-2 has it."""
+    residual_dropout: bool = False
     remark: str = ""
     """About how it was counted; empty for the table."""
 
@@ -92,6 +95,19 @@ class ModelShape:
         """The output layer."""
         last = self.modules[-1]
         return last if last.kind == "linear" and last.shape[0] == self.vocab else None
+
+    @property
+    def attention_widths(self) -> tuple[int, int]:
+        """Of all heads' queries, and of their values: DeepSeek's differ."""
+        wide = self.num_heads * self.head_dim
+        for module in self.modules:
+            if module.name.endswith("kv_b_proj"):
+                made = next(one for one in self.modules if one.name.endswith("self_attn.o_proj"))
+                queries = next(
+                    one for one in self.modules if one.name.endswith((".q_b_proj", ".q_proj"))
+                )
+                return queries.out_features, made.in_features
+        return wide, wide
 
     @property
     def embeddings(self) -> Module:

@@ -31,19 +31,41 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+DEEPSEEK: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 0,
+    "num_key_value_heads": 8,
+}
+OWN = {"mixtral": {"num_local_experts": 4}, "deepseek_v3": DEEPSEEK}
+GPT2 = {"n_embd": 64, "n_head": 8, "n_positions": 128, "vocab_size": 101}
 EXACT = ("llama", "qwen2", "qwen3", "olmo2", "smollm3", "gemma3_text", "gemma2", "gpt_neox", "phi")
 CASES = [
     *((name, "full", "bf16", 0.005) for name in EXACT),
     *((name, "lora", "fp32", 0.005) for name in EXACT),
     *((name, "ia3", "bf16", 0.02) for name in ("llama", "qwen3", "gemma2", "phi")),
-    *((name, "lora", "bf16", 0.06) for name in ("phi3", "mixtral")),
+    *((name, "lora", "bf16", 0.06) for name in ("phi3", "mixtral", "deepseek_v3", "gpt2")),
 ]
+
+
+def sizes_of(model_type: str, num_layers: int) -> dict[str, Any]:
+    """Settings of a tiny model."""
+    if model_type == "gpt2":
+        return {**GPT2, "n_layer": num_layers}
+    return {**SIZES, **OWN.get(model_type, {}), "num_hidden_layers": num_layers}
 
 
 def kept_bytes(model_type: str, num_layers: int, method: str, dtype: str, recompute: bool) -> int:
     """Of all tensors that a forward pass saves, parameters left out, each storage once."""
-    experts = {"num_local_experts": 4} if model_type == "mixtral" else {}
-    sizes = {**SIZES, **experts, "num_hidden_layers": num_layers}
+    sizes = sizes_of(model_type, num_layers)
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
@@ -73,13 +95,10 @@ def kept_bytes(model_type: str, num_layers: int, method: str, dtype: str, recomp
 def planned(
     make: Callable[..., RunConfig], model_type: str, num_layers: int, method: str, dtype: str
 ) -> Any:
-    experts = {"num_local_experts": 4} if model_type == "mixtral" else {}
-    raw = AutoConfig.for_model(
-        model_type, **{**SIZES, **experts, "num_hidden_layers": num_layers}
-    ).to_dict()
+    raw = AutoConfig.for_model(model_type, **sizes_of(model_type, num_layers)).to_dict()
     adapter = {"method": method, **({"r": 4} if method == "lora" else {})}
     config = make(model={"name_or_path": "x", "dtype": dtype}, adapter=adapter)
-    return activations(choose(shape_of(raw), config.adapter), config, ROWS, LENGTH)
+    return activations(choose(shape_of(raw), config.adapter), config, ROWS, LENGTH, on_cpu=True)
 
 
 @pytest.mark.parametrize(("model_type", "method", "dtype", "error"), CASES)
