@@ -2,10 +2,11 @@
 //
 // One pass over the vocabulary in slabs of columns. The logits of a slab are a matrix product that
 // stays in the cache; each is turned into e = exp(z - r), with r the row's reference: a maximum seen
-// so far. This is done for one panel of tokens beside the product of the next. Like attention, grad_hidden accumulates sum_j e_ij w_j at once, and is divided by the
-// sum of e when that is known at the end; r is raised, and what was accumulated shrunk, in the rare
-// case that a logit lies far above it. So a frozen head takes two matrix products and keeps no
-// logits. The label's column is left out of all this and added exactly, in fp32.
+// so far. This is done for one panel of tokens beside the product of the next. Like attention,
+// grad_hidden accumulates sum_j e_ij w_j at once, and is divided by the sum of e when that is known
+// at the end; r is raised, and what was accumulated shrunk, in the rare case that a logit lies far
+// above it. So a frozen head takes two matrix products and keeps no logits. The label's column is
+// left out of all this and added exactly, in fp32.
 //
 // grad_weight = e^T (c X), with c the row's coefficient, needs the final sums: a second pass, over
 // the e that were kept in bf16, in the gradient's own memory first (linear_ce_kept_cpu.cpp); what
