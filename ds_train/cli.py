@@ -122,7 +122,7 @@ def _plan(args: argparse.Namespace) -> int:
         return measure_command(args.recipe, args.overrides, args.json)
     from ds_train.plan.command import plan_command
 
-    names = ("nodes", "gpus", "gpu_memory", "intra", "inter", "host_memory", "host_link")
+    names = ("nodes", "gpus", "gpu_memory", "intra", "inter", "host_memory", "host_link", "nvme")
     return plan_command(
         args.recipe,
         args.overrides,

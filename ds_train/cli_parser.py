@@ -163,6 +163,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--host-link", metavar="32GB/s", help="between a GPU and its host, each way"
     )
+    parser.add_argument("--nvme", metavar="6GB/s", help="disks of a node, reading or writing")
     parser.add_argument(
         "--utilisation",
         type=_share,

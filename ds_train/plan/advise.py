@@ -60,10 +60,10 @@ def choose_preset(presets: dict[str, Estimate | str]) -> tuple[str, str] | None:
 
 
 def _quickest(fitting: dict[str, Estimate]) -> str:
-    """The first that is within 2 % of the quickest; the first where no time is known."""
+    """The first that is within 2 % of the quickest whose time is known; else the first."""
     times = {name: one.step_seconds for name, one in fitting.items()}
     known = {name: time[1] for name, time in times.items() if time is not None}
-    if len(known) < len(fitting):
+    if not known:
         return next(iter(fitting))
     return next(name for name, time in known.items() if time <= 1.02 * min(known.values()))
 
@@ -83,7 +83,7 @@ def _reason(name: str, possible: dict[str, Estimate]) -> str:
             f"zero3 would send {format_bytes(stage3.sent_bytes)} a step instead of "
             f"{format_bytes(chosen.sent_bytes)}"
         )
-    if chosen.setting.world_size == 1:
+    if chosen.setting.world_size == 1 and chosen.setting.offloads("optimizer") == "none":
         parts.append("on one rank the stages differ in nothing but their buffers")
     return "; ".join(parts)
 

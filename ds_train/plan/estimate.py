@@ -91,6 +91,13 @@ class Estimate:
         return moved
 
     @property
+    def nvme_bytes(self) -> int:
+        """That one node reads and writes in a step: masters and moments, both ways."""
+        if self.setting.offloads("optimizer") != "nvme":
+            return 0
+        return 2 * 12 * self.setting.trainable.num_trainable // self.setting.cluster.nodes
+
+    @property
     def communication_seconds(self) -> float | None:
         """All of it one after the other; None where a bandwidth is not known."""
         cluster, total = self.setting.cluster, 0.0
@@ -105,6 +112,10 @@ class Estimate:
             total += self.offload_bytes / cluster.host_link
         if self.setting.offloads("optimizer") != "none":
             total += HOST_ADAM_SECONDS * self.setting.trainable.num_trainable / cluster.nodes
+        if self.nvme_bytes:
+            if cluster.nvme is None:
+                return None
+            total += self.nvme_bytes / cluster.nvme
         return total
 
     @property

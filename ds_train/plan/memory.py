@@ -162,7 +162,7 @@ class _Accountant:
         if self.s.offloads("optimizer") in ("cpu", "nvme"):
             place = "host"
         on_disk = self.s.offloads("optimizer") == "nvme"
-        note = "on NVMe, not in memory" if on_disk else ""
+        note = "a piece; the rest is on NVMe" if on_disk else ""
         own = self.trained if self.s.stage == 0 else self._shard(self.trained)
         masters = 0 if self.s.stage == 0 and self.s.width == 4 else 4 * own
         states = 8 * own

@@ -83,7 +83,8 @@ def _traffic(one: Estimate) -> Iterator[str]:
     yield "communication of one step, per rank"
     if not one.collectives:
         yield "  none on one rank"
-        return
+        if not one.offload_bytes:
+            return
     cluster = one.setting.cluster
     for collective in one.collectives:
         bandwidth = cluster.bandwidth(collective.ranks)
@@ -95,9 +96,11 @@ def _traffic(one: Estimate) -> Iterator[str]:
         ).rstrip()
     if one.offload_bytes:
         yield f"  to and from the host                   {format_bytes(one.offload_bytes):>12}"
+    if one.nvme_bytes:
+        yield f"  read and written on a node's disks       {format_bytes(one.nvme_bytes):>12}"
     seconds = one.communication_seconds
     if seconds is None:
-        yield "  seconds: say --intra and, between nodes, --inter"
+        yield "  seconds: say --intra; between nodes --inter; to offload --host-link, --nvme"
     else:
         yield f"  together {format_seconds_short(seconds)} if nothing overlaps"
 

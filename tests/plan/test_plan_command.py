@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,25 @@ def test_choices(make: Make) -> None:
     adafactor = {"optim": "adafactor"}
     big_gpu = Cluster("one", 1, 8, gpu_memory=2**40)
     assert chosen(big_gpu, adapter=full, train=adafactor) == "zero0"
+
+
+def test_offloading_takes_time_that_is_known_or_said_to_be_unknown(make: Make) -> None:
+    config = big(make, adapter={"method": "full"})
+    shape, cluster = shape_of(LLAMA_8B), read_cluster("8xh100")
+    cpu, nvme = (
+        estimate(with_preset(config, name), shape, cluster)
+        for name in ("zero3_offload_cpu", "zero3_offload_nvme")
+    )
+    zero3 = under(config, "zero3")
+    assert cpu.step_seconds is not None
+    assert zero3.step_seconds is not None
+    assert cpu.step_seconds[1] > zero3.step_seconds[1]
+    assert nvme.step_seconds is None  # nobody has said how fast the disks are
+    assert nvme.nvme_bytes == 24 * 8_030_261_248
+    quick = replace(cluster, nvme=100e9)
+    timed = estimate(with_preset(config, "zero3_offload_nvme"), shape, quick).communication_seconds
+    assert cpu.communication_seconds is not None
+    assert timed == pytest.approx(cpu.communication_seconds + nvme.nvme_bytes / 100e9)
 
 
 def test_the_smallest_change_is_one_setting_where_one_will_do(make: Make) -> None:
