@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS, AdapterConfig
@@ -15,9 +15,8 @@ from ds_train.errors import ConfigError
 from ds_train.plan.adapter_files import stored_adapter
 from ds_train.plan.expert_targets import expert_ranks, expert_targets, without_experts
 from ds_train.plan.ia3_names import SECOND_LAYERS, attention_names, ends, present
+from ds_train.plan.partial import Trains, partial_rule
 from ds_train.plan.shapes import ModelShape, Module, Shape
-
-Trains = Callable[[str, Module], bool]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def choose(shape: ModelShape, adapter: AdapterConfig) -> Trainable:
     if adapter.method == "full":
         return Trainable(shape, tuple(_base(shape, lambda name, module: True)))
     if adapter.method == "partial":
-        return Trainable(shape, tuple(_base(shape, _partial(shape, adapter))))
+        return Trainable(shape, tuple(_base(shape, partial_rule(shape, adapter))))
     if adapter.method in VIRTUAL_TOKEN_METHODS:
         return Trainable(shape, tuple(_virtual_tokens(shape, adapter)))
     return Trainable(shape, tuple(_adapted(shape, adapter)))
@@ -96,33 +95,6 @@ def _base(shape: ModelShape, trains: Trains) -> Iterator[Parameter]:
     for module in shape.own_modules:
         for name, sizes in module.tensors:
             yield Parameter(name, sizes, trains(name, module), module)
-
-
-def _partial(shape: ModelShape, adapter: AdapterConfig) -> Trains:
-    if adapter.frozen_layers is None:
-        patterns = [re.compile(text) for text in adapter.trainable]
-        names = [name for name, _ in shape.tensors]
-        if not any(one.search(name) for one in patterns for name in names):
-            raise ConfigError(
-                f"adapter.trainable = {adapter.trainable!r}: no parameter name matches; the "
-                f"model's are like {names[0]} and {names[-1]}."
-            )
-        return lambda name, module: any(one.search(name) for one in patterns)
-    layers = shape.num_layers
-    frozen = layers if adapter.frozen_layers == "all" else adapter.frozen_layers
-    if frozen > layers:
-        raise ConfigError(
-            f"adapter.frozen_layers = {frozen}: the model has {layers} layers; give at most so "
-            "many."
-        )
-
-    def trains(name: str, module: Module) -> bool:
-        if module.kind == "embedding":
-            return shape.tied and frozen == layers
-        depth = layers + 1 if module.layer is None else module.layer + 1
-        return depth > frozen
-
-    return trains
 
 
 def _virtual_tokens(shape: ModelShape, adapter: AdapterConfig) -> Iterator[Parameter]:
