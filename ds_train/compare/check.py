@@ -95,12 +95,22 @@ def _check_metrics(metrics: list[str], data: PreparedData) -> None:
         raise InputError(faults)
 
 
+def _inputs_of_seed(config: RunConfig, inputs: _Inputs) -> _Inputs:
+    """What one run of an arm is trained on: with fewshot.subset each seed draws its own."""
+    if config.fewshot is None or config.fewshot.subset is None:
+        return inputs
+    data = prepare_data(config, say=_silent)
+    scores = find_scores(config, data, _silent)
+    return _Inputs(data, scores.fingerprint if scores is not None else "")
+
+
 def _check_existing(spec: RunSpec, comparison: Comparison, inputs: _Inputs) -> None:
     """A run that is there must come from the same recipe, model and data, measured alike."""
     config = spec.resolved()
     if config is None or not any(spec.paths.checkpoints.glob("step-*")):
         return
     check_same_run(config, comparison.plans[spec.arm].batch.global_batch_size)
+    inputs = _inputs_of_seed(config, inputs)
     check_same_inputs(
         config,
         base_fingerprint(config.model),

@@ -35,7 +35,7 @@ def main() -> int:
     if value == "fail early":
         print("error: no such model", flush=True)
         return 2
-    facts = {"total_steps": steps, "global_batch_size": 16}
+    facts = {"total_steps": steps, "global_batch_size": train["global_batch_size"]}
     facts |= {"base_fingerprint": "base", "data_fingerprint": "data"}
     (run / "run.json").write_text(json.dumps(facts))
     (run / "recipe.yaml").write_text(recipe.read_text())

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from compare.conftest import Compare
-from ds_train.compare import kshot_report, run
+from ds_train.compare import check, kshot_report, run
 from ds_train.compare.arms import RunSpec
 from ds_train.compare.kshot import parse_seeds, parse_shots
 from ds_train.config.compare import CompareConfig
+from ds_train.config.run import RunConfig
+from ds_train.data.prepare import prepare_data
 from ds_train.errors import ConfigError
 
 FAKE_MEASURE = Path(__file__).with_name("fake_measure.py")
@@ -85,6 +87,27 @@ def test_a_run_is_its_arm_at_its_k(fewshot: Compare) -> None:
     assert recipe["adapter"]["r"] == 16
     assert recipe["fewshot"]["subset"]["k"] == 4
     assert recipe["train"]["seed"] == 2
+
+
+def test_an_interrupted_grid_goes_on_with_each_seeds_own_examples(
+    fewshot: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is there is compared with the data of its own seed, not of the first one."""
+    arguments = ["--k", "2", "--seeds", "2"]
+    values = {name: value for name, value in VALUES.items() if "-k2/" in name}
+    code, _, _ = fewshot(*arguments, values=values, name="fewshot")
+    assert code == 0
+    seen = {}
+
+    def check_same_inputs(config: RunConfig, base: str, data: str, difficulty: str) -> None:
+        seen[config.train.seed] = data
+        assert data == prepare_data(config, say=lambda text: None).fingerprint
+
+    monkeypatch.setattr(check, "check_same_inputs", check_same_inputs)
+    code, out, err = fewshot(*arguments, name="fewshot")
+    assert (code, err) == (0, "")
+    assert "4 runs, 4 of them finished" in out
+    assert seen.keys() == {0, 1} and seen[0] != seen[1]
 
 
 def test_without_arms_the_recipe_itself_is_taken(fewshot: Compare) -> None:
