@@ -2,9 +2,9 @@
 
 Each rank copies its share and writes it in a thread of its own, which uses no collective (those of
 the training go on meanwhile); a small file says that a share is on disk, and rank 0's thread
-publishes the checkpoint when it has seen one of every rank. So a kill at any moment leaves the
-checkpoint before as it was, as with saving in the foreground, and until then nothing older is
-removed.
+publishes the checkpoint when it has seen one of every rank. Who could not write is known at `join`.
+So a kill at any moment leaves the checkpoint before as it was, as with saving in the foreground,
+and until then nothing older is removed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
 
 from ds_train.checkpoint.checksums import digest
 from ds_train.checkpoint.folder import CheckpointFacts
@@ -28,7 +25,7 @@ from ds_train.checkpoint.state import (
     share_of,
     state_path,
     write_failure,
-    write_state,
+    write_share,
 )
 from ds_train.engine.engine import Engine, State
 from ds_train.errors import CheckpointError
@@ -59,7 +56,7 @@ class BackgroundSave:
         self._tensors = {key: tensor.clone() for key, tensor in tensors.items()}
         self._trained = {name: tensor.clone() for name, tensor in trained.items()}
         self._failure = ""
-        self._given_up = threading.Event()
+        self._share_done, self._given_up = threading.Event(), threading.Event()
         self._ranks.barrier()  # nobody writes before what was left over is gone
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self._thread.start()
@@ -70,8 +67,11 @@ class BackgroundSave:
         Raises:
             CheckpointError: on every rank, if one could not write; older checkpoints are untouched.
         """
-        self._thread.join()
+        self._share_done.wait()
         if reason := self._ranks.first_text(self._failure):
+            self._given_up.set()  # rank 0 must not wait for a share that will not come
+        self._thread.join()
+        if reason := reason or self._ranks.first_text(self._failure):
             raise CheckpointError(write_failure(self.folder, reason))
         return self.folder
 
@@ -83,30 +83,20 @@ class BackgroundSave:
     def _write(self) -> None:
         rank = self._ranks.rank
         try:
-            write_state(self._partial, self._tensors, self._ranks)
+            write_share(self._partial, self._tensors, self._trained, self._ranks, self._write_extra)
             written = {share_of(rank): digest(state_path(self._partial, rank))}
-            if self._ranks.is_main and self._write_extra is not None:
-                self._write_extra(self._partial, self._trained)
-            self._say_done({"digests": written})
+            replace_text(self._note(rank), json.dumps(written))
+            self._share_done.set()
             if self._ranks.is_main:
                 self._publish()
-        except (OSError, SafetensorError, CheckpointError) as error:
+        except Exception as error:  # noqa: BLE001 (a thread's fault is nobody's unless it is told)
             self._failure = f"rank {rank}: {error}"
-            self._say_failed()
         finally:
+            self._share_done.set()
             self._tensors, self._trained = {}, {}
 
     def _note(self, rank: int) -> Path:
         return self._partial / "state" / f"rank-{rank:05d}.json"
-
-    def _say_done(self, facts: dict[str, Any]) -> None:
-        replace_text(self._note(self._ranks.rank), json.dumps(facts))
-
-    def _say_failed(self) -> None:
-        try:
-            self._say_done({"failed": self._failure})
-        except OSError:
-            self._given_up.set()  # the others learn of it at the next `join`
 
     def _publish(self) -> None:
         digests: dict[str, str] = {}
@@ -117,10 +107,7 @@ class BackgroundSave:
                 if self._given_up.is_set() or time.monotonic() > deadline:
                     raise CheckpointError(f"rank {rank} has not written its share")
                 time.sleep(_POLL_SECONDS)
-            facts = json.loads(note.read_text())
-            if "failed" in facts:
-                raise CheckpointError(facts["failed"])
-            digests |= facts["digests"]
+            digests |= json.loads(note.read_text())
         for rank in range(self._ranks.world_size):
             self._note(rank).unlink()
         finish_checkpoint(self._partial, self.folder, self._facts, digests)

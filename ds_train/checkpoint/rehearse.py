@@ -21,14 +21,13 @@ from ds_train.checkpoint.state import (
     collect,
     partial_folder,
     state_path,
-    write_state,
+    write_share,
 )
 from ds_train.engine.engine import Engine, State
 from ds_train.errors import CheckpointError, quoted
+from ds_train.model.adapter import ADAPTER_WEIGHTS
 from ds_train.paths import RunPaths
 from ds_train.units import format_bytes, format_seconds
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def rehearse_save(
@@ -56,9 +55,7 @@ def rehearse_save(
     ranks.barrier()  # rank 0 may still be removing what a killed save has left
 
     def write() -> None:
-        write_state(folder, tensors, ranks)
-        if ranks.is_main and write_extra is not None:
-            write_extra(folder, trained)
+        write_share(folder, tensors, trained, ranks, write_extra)
 
     def compare() -> None:
         nonlocal fault

@@ -67,17 +67,15 @@ def save_checkpoint(
     tensors, trained = collect(engine, keep_all_params=write_extra is not None)
     written: dict[str, str] = {}
 
-    def write_share() -> None:
-        write_state(partial, tensors, ranks)
+    def write() -> None:
+        write_share(partial, tensors, trained, ranks, write_extra)
         written[share_of(ranks.rank)] = digest(state_path(partial, ranks.rank))
-        if ranks.is_main and write_extra is not None:
-            write_extra(partial, trained)
 
     def finish() -> None:
         if ranks.is_main:
             finish_checkpoint(partial, final, facts, digests)
 
-    all_or_nothing(write_share, ranks, partial, final)
+    all_or_nothing(write, ranks, partial, final)
     found = [json.loads(text) for text in ranks.texts(json.dumps(written))]
     digests = {name: one for share in found for name, one in share.items()}
     all_or_nothing(finish, ranks, partial, final)
@@ -104,11 +102,19 @@ def partial_folder(final: Path) -> Path:
     return final.with_name(PARTIAL + final.name)
 
 
-def write_state(folder: Path, tensors: State, ranks: Ranks) -> None:
-    """This rank's file of a checkpoint."""
+def write_share(
+    folder: Path,
+    tensors: State,
+    trained: State,
+    ranks: Ranks,
+    write_extra: Callable[[Path, State], None] | None,
+) -> None:
+    """This rank's file of a checkpoint, and on rank 0 what lies beside them all."""
     path = state_path(folder, ranks.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, tensors)
+    if ranks.is_main and write_extra is not None:
+        write_extra(folder, trained)
 
 
 def state_path(folder: Path, rank: int) -> Path:

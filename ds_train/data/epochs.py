@@ -154,8 +154,8 @@ def rows_of_samples(
     return BlockRows(
         offsets,
         samples,
-        tokens_before=sum_before(lengths, offsets),
-        supervised_before=_sum_of_samples_before(store.supervised, samples, offsets),
+        tokens_before=_sum_before(store.lengths, samples, offsets),
+        supervised_before=_sum_before(store.supervised, samples, offsets),
         tokens=lengths,
         drawn=drawn,
     )
@@ -203,15 +203,9 @@ class EpochBlocks:
         return None
 
 
-def sum_before(values: NDArray[np.integer], offsets: Ints) -> Ints:
-    """[num_rows + 1] sums of the values before each row; no row is empty."""
-    if len(values) == 0:
-        return np.zeros(len(offsets), dtype=np.int64)
-    return running_sum(np.add.reduceat(values, offsets[:-1], dtype=np.int64))
-
-
-def _sum_of_samples_before(values: NDArray[np.integer], samples: Ints, offsets: Ints) -> Ints:
-    """`sum_before` of values[samples], which are not all in memory at once."""
+def _sum_before(values: NDArray[np.integer], samples: Ints, offsets: Ints) -> Ints:
+    """[num_rows + 1] sums of values[samples] before each row, of which none is empty; few of them
+    are in memory at once."""
     sums = np.empty(len(offsets) - 1, dtype=np.int64)
     for first in range(0, len(sums), _ROWS_AT_ONCE):
         borders = offsets[first : first + _ROWS_AT_ONCE + 1]

@@ -75,26 +75,21 @@ def _slurm(environment: Mapping[str, str]) -> Place:
     )
 
 
-def _kubeflow(environment: Mapping[str, str]) -> Place:
-    """TrainJob, and PyTorchJob of training operators since 1.7: torchrun's own PET_ variables."""
-    return Place(
-        _number(environment, "PET_NODE_RANK"),
-        _number(environment, "PET_NNODES"),
-        _text(environment, "PET_MASTER_ADDR"),
-        _number(environment, "PET_MASTER_PORT"),
-        "Kubeflow",
-    )
+def _named(
+    source: str, rank: str, num_nodes: str, prefix: str = ""
+) -> Callable[[Mapping[str, str]], Place]:
+    """A source whose variables say all of it under these names, the address's after `prefix`."""
 
+    def read(environment: Mapping[str, str]) -> Place:
+        return Place(
+            _number(environment, rank),
+            _number(environment, num_nodes),
+            _text(environment, f"{prefix}MASTER_ADDR"),
+            _number(environment, f"{prefix}MASTER_PORT"),
+            source,
+        )
 
-def _pytorch_job(environment: Mapping[str, str]) -> Place:
-    """PyTorchJob without PET_ variables: RANK and WORLD_SIZE count its pods."""
-    return Place(
-        _number(environment, "RANK"),
-        _number(environment, "WORLD_SIZE"),
-        _text(environment, "MASTER_ADDR"),
-        _number(environment, "MASTER_PORT"),
-        "PyTorchJob",
-    )
+    return read
 
 
 def _mpi(environment: Mapping[str, str]) -> Place:
@@ -113,24 +108,22 @@ def _mpi(environment: Mapping[str, str]) -> Place:
     )
 
 
-def _by_hand(environment: Mapping[str, str]) -> Place:
-    return Place(
-        _number(environment, "NODE_RANK"),
-        _number(environment, "NNODES"),
-        _text(environment, "MASTER_ADDR"),
-        _number(environment, "MASTER_PORT"),
-        "NODE_RANK and NNODES",
-    )
-
-
 _Source = tuple[Callable[[Mapping[str, str]], bool], Callable[[Mapping[str, str]], Place]]
 _SOURCES: list[_Source] = [
     # what somebody wrote by hand wins over what happens to be set around it
-    (lambda e: "NODE_RANK" in e and "PET_NODE_RANK" not in e, _by_hand),
+    (
+        lambda e: "NODE_RANK" in e and "PET_NODE_RANK" not in e,
+        _named("NODE_RANK and NNODES", "NODE_RANK", "NNODES"),
+    ),
     (lambda e: "OMPI_COMM_WORLD_RANK" in e, _mpi),
-    (lambda e: "PET_NODE_RANK" in e, _kubeflow),
+    # TrainJob, and PyTorchJob of training operators since 1.7: torchrun's own variables
+    (lambda e: "PET_NODE_RANK" in e, _named("Kubeflow", "PET_NODE_RANK", "PET_NNODES", "PET_")),
     (lambda e: "SLURM_NODEID" in e and "SLURM_PROCID" in e, _slurm),
-    (lambda e: "KUBERNETES_SERVICE_HOST" in e and "RANK" in e, _pytorch_job),
+    (
+        lambda e: "KUBERNETES_SERVICE_HOST" in e and "RANK" in e,
+        # without PET_ variables: these count its pods
+        _named("PyTorchJob", "RANK", "WORLD_SIZE"),
+    ),
 ]
 
 

@@ -89,21 +89,28 @@ def test_a_full_disk_is_raised_when_it_is_waited_for(
 def test_another_ranks_failure_is_known_to_rank_0(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its thread does not wait for a share that will not come."""
+    """Its thread does not wait for a share that will not come: the disk is full for notes too."""
 
     class TwoRanks:
         rank, world_size, is_main = 0, 2, True
 
         def barrier(self) -> None:
-            note = paths.checkpoints / ".partial-step-00000007" / "state" / "rank-00001.json"
-            note.parent.mkdir(parents=True)
-            note.write_text('{"failed": "rank 1: the disk is full"}')
+            pass
 
         def first_text(self, text: str) -> str:
-            return text
+            return text or "rank 1: the disk is full"
 
     engine = StatesOnly()
     monkeypatch.setattr(engine, "ranks", TwoRanks(), raising=False)
     with pytest.raises(CheckpointError, match="rank 1: the disk is full"):
         begin(paths, engine).join()
+    assert latest_checkpoint(paths) is None
+
+
+def test_a_defect_in_the_thread_is_no_checkpoint(paths: RunPaths) -> None:
+    def forget(folder: Path, trained: State) -> None:
+        raise KeyError("a.weight.lora")
+
+    with pytest.raises(CheckpointError, match=r"rank 0: .*a\.weight\.lora"):
+        begin(paths, StatesOnly(), forget).join()
     assert latest_checkpoint(paths) is None
