@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_train.cli_parser import build_parser
-from ds_train.errors import ConfigError, DsTrainError, InputError
+from ds_train.errors import ConfigError, DsTrainError, InputError, RolledBack
 
 if TYPE_CHECKING:
     from ds_train.evaluate.scored_target import ScoredTarget
@@ -426,7 +426,7 @@ def _is_rank() -> bool:
 def _report(error: DsTrainError) -> None:
     """Print the message, once per run: rank 0 speaks for all that found the same fault."""
     rank = os.environ.get("RANK", "0")
-    if isinstance(error, InputError) and rank != "0":
+    if isinstance(error, InputError | RolledBack) and rank != "0":
         # Rank 0 found it too, as a rule, and its exit makes the launcher end this process now.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_OTHER_RANK_SECONDS)

@@ -78,5 +78,9 @@ class TrainingDiverged(DsTrainError):
     """A loss or gradient norm that is not finite; the last checkpoint is untouched."""
 
 
+class RolledBack(TrainingDiverged):
+    """The same, but the run may go back to its last checkpoint and on without the step's rows."""
+
+
 class RunFailed(DsTrainError):
     """A training process ended with an error of its own, which stands above this message."""

@@ -81,6 +81,11 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def quarantine(self) -> Path:
+        """Steps that diverged, and their samples, which are left out since."""
+        return self.root / "quarantine.json"
+
+    @property
     def stop(self) -> Path:
         """Made to ask the run to save and end after its step; the run removes it."""
         return self.root / "stop"

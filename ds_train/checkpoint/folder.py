@@ -54,6 +54,8 @@ class CheckpointFacts:
     """Gradual unfreezing: updates made when stage 1, 2, ... joined."""
     refreshed: list[str] = field(default_factory=list)
     """Fingerprints of the difficulties measured during the run (curriculum.refresh_at)."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last steps, where train.rollback.spike compares with them."""
 
     def to_json(self) -> str:
         """As checkpoint.json; what a run has no use for is left out."""

@@ -58,6 +58,24 @@ class UnfreezeConfig(Section):
     embeddings join last."""
 
 
+class RollbackConfig(Section):
+    """What a run does about a step that diverged, instead of ending: it goes back to the last
+    checkpoint and on without that step's rows, whose samples are listed in quarantine.json."""
+
+    attempts: Count = 3
+    """Rollbacks in the whole run; the divergence after these ends it."""
+
+    spike: Annotated[float, Field(gt=1)] | None = None
+    """A loss above this times the median of the `window` steps before it counts as diverged too;
+    only what is not finite does when left out. A curriculum's loss may rise for good reasons."""
+
+    window: Annotated[int, Field(ge=3)] = 32
+    """Steps whose median is compared with; there is no spike before so many are made."""
+
+    steps: Count = 1
+    """Steps whose rows go into quarantine: the bad one and those right before it."""
+
+
 class TrainConfig(Section):
     """One optimizer run. `global_batch_size` counts rows per optimizer step over all ranks."""
 
@@ -129,6 +147,9 @@ class TrainConfig(Section):
 
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the global gradient norm to this; 0 does not clip."""
+
+    rollback: RollbackConfig | None = None
+    """Go back to the last checkpoint when a step diverges; the run ends there when left out."""
 
     seed: Natural = 0
     """Seeds data order, initialisation and dropout."""

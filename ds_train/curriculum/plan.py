@@ -23,6 +23,7 @@ from ds_train.curriculum.strata import find_strata
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import Totals
 from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.quarantine import Quarantine
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 from ds_train.fewshot.build import build_episode_plan, episodes_section
@@ -55,10 +56,12 @@ def build_step_plan(
     global_batch_size: int,
     say: Say = _silent,
 ) -> StepPlan:
-    """Rows of every step of a run. Raises what `build_row_plan` does, and where a mixture's
-    max_epochs make an end to the data before the run ends."""
+    """Rows of every step of a run, without those in the quarantine of its folder. Raises what
+    `build_row_plan` does, and where a mixture's max_epochs make an end to the data before the run
+    ends."""
     rows = build_row_plan(config, prepared, scores, global_batch_size, say)
-    plan = StepPlan(rows, global_batch_size, config.train.num_train_epochs)
+    quarantine = Quarantine.of_run(config.output_dir, prepared.fingerprint)
+    plan = StepPlan(rows, global_batch_size, config.train.num_train_epochs, quarantine)
     mixture = config.data.mixture
     if mixture is not None and mixture.max_epochs and mixture.on_exhausted != "repeat":
         plan.tokens_before(plan.total_steps(config.train))  # fail now, not in the middle

@@ -3,7 +3,7 @@
 `RowPlan` is one endless stream of rows, made of blocks (an epoch; with a curriculum or a mixture a
 short stretch, see curriculum/blocks.py). Step t of `StepPlan` takes rows [t x G, (t + 1) x G) of
 it, G being the global batch size; only a run limited by epochs ends, with a last step that empty
-rows fill up.
+rows fill up. Rows in quarantine (quarantine.py) become empty where they are, and nothing moves up.
 
 Nothing moves on as steps are asked for: any step can be asked for at any time, in any order, from
 several threads. What is kept is a memory of plans already made: four integers per block for good,
@@ -24,6 +24,7 @@ from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
 from ds_train.data.epochs import BlockRows, Blocks, EpochBlocks, Totals
 from ds_train.data.mix import Ints
+from ds_train.data.quarantine import Quarantine
 from ds_train.data.store import TokenStore
 from ds_train.units import Duration
 
@@ -149,22 +150,43 @@ class StepPlan:
     """Rows of every optimizer step. `num_train_epochs` is given when it limits the run."""
 
     def __init__(
-        self, row_plan: RowPlan, global_batch_size: int, num_train_epochs: float | None = None
+        self,
+        row_plan: RowPlan,
+        global_batch_size: int,
+        num_train_epochs: float | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.row_plan = row_plan
         self.global_batch_size = global_batch_size
         self.num_train_epochs = num_train_epochs
+        self.quarantine = quarantine or Quarantine()
         self._row_limit = (
             None if num_train_epochs is None else row_plan.rows_of_epochs(num_train_epochs)
         )
 
     def rows(self, step: int) -> list[Ints]:
         """The step's `global_batch_size` rows, each sample ids [n], pieces [n, 3] (data/pieces.py)
-        or parts [n, 4] (data/parts.py); empty past the run's end."""
+        or parts [n, 4] (data/parts.py); empty past the run's end, and in quarantine."""
         first, stop = self.first_row(step), self.first_row(step + 1)
-        rows = [self.row_plan.row(*self.row_plan.locate(row)) for row in range(first, stop)]
+        hidden = set(self._hidden_rows(step))
+        rows = [
+            _no_row() if row in hidden else self.row_plan.row(*self.row_plan.locate(row))
+            for row in range(first, stop)
+        ]
         missing = self.global_batch_size - len(rows)
-        return rows + [np.empty(0, dtype=np.int64) for _ in range(missing)]
+        return rows + [_no_row() for _ in range(missing)]
+
+    def _hidden_rows(self, step: int) -> list[int]:
+        """Rows of the stream that belong to a step and are left out of it."""
+        since = self.quarantine.first_step
+        if since is None or step < since:
+            return []
+        hidden = []
+        for row in range(self.first_row(step), self.first_row(step + 1)):
+            samples = self.row_plan.row(*self.row_plan.locate(row))
+            if self.quarantine.hides(samples if samples.ndim == 1 else samples[:, 0], step):
+                hidden.append(row)
+        return hidden
 
     def sample_ids(self, step: int) -> Ints:
         """Every sample of the step, row after row."""
@@ -172,18 +194,37 @@ class StepPlan:
 
     def parts(self, step: int) -> tuple[Ints, Ints]:
         """([n], [n]) every sample of the step or piece of one, and its tokens, row after row."""
-        return self.row_plan.parts(self.first_row(step), self.first_row(step + 1))
+        first, stop = self.first_row(step), self.first_row(step + 1)
+        hidden = self._hidden_rows(step)
+        if not hidden:
+            return self.row_plan.parts(first, stop)
+        left = [
+            self.row_plan.parts(row, row + 1) for row in range(first, stop) if row not in hidden
+        ]
+        none = np.empty(0, dtype=np.int64)
+        samples, tokens = zip(*left, strict=True) if left else ((none,), (none,))
+        return np.concatenate(samples), np.concatenate(tokens)
 
     def num_tokens(self, step: int) -> int:
         """Tokens of the step over all ranks, padding not counted."""
-        return self.tokens_before(step + 1) - self.tokens_before(step)
+        planned = self.tokens_before(step + 1) - self.tokens_before(step)
+        return planned - sum(self._of_row(row).tokens for row in self._hidden_rows(step))
 
     def num_supervised(self, step: int) -> int:
         """Supervised tokens of the step over all ranks: known before the first forward."""
-        return self.supervised_before(step + 1) - self.supervised_before(step)
+        planned = self.supervised_before(step + 1) - self.supervised_before(step)
+        return planned - sum(self._of_row(row).supervised for row in self._hidden_rows(step))
+
+    def _of_row(self, row: int) -> Totals:
+        """Tokens and supervised tokens of one row of the stream."""
+        before, after = self.row_plan.before(row), self.row_plan.before(row + 1)
+        return Totals(
+            tokens=after.tokens - before.tokens, supervised=after.supervised - before.supervised
+        )
 
     def tokens_before(self, step: int) -> int:
-        """Tokens trained on when `step` begins."""
+        """Tokens of the stream before `step`: where the run stands. Rows in quarantine count, so
+        that schedules and the run's length stay as they are."""
         return self.row_plan.before(self.first_row(step)).tokens
 
     def dropped_before(self, step: int) -> int:
@@ -222,3 +263,7 @@ class StepPlan:
         """First row of the stream that does not belong to the steps before `step`."""
         row = step * self.global_batch_size
         return row if self._row_limit is None else min(row, self._row_limit)
+
+
+def _no_row() -> Ints:
+    return np.empty(0, dtype=np.int64)

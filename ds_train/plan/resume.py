@@ -30,6 +30,7 @@ _FREE = {
     "train.per_device_eval_batch_size",
     "train.global_batch_size",
     "train.gradient_accumulation_steps",
+    "train.rollback",
 }
 """Keys that may change: they move the work around, not what is learned. The batch size is
 compared as rows per step instead of by its three keys."""

@@ -15,7 +15,13 @@ from typing import TextIO
 from tqdm import tqdm
 
 from ds_train.config.report import ReportConfig
-from ds_train.report.record import EvaluationRecord, Record, StepRecord, TaskRecord
+from ds_train.report.record import (
+    EvaluationRecord,
+    Record,
+    RollbackRecord,
+    StepRecord,
+    TaskRecord,
+)
 from ds_train.units import format_seconds
 
 
@@ -48,6 +54,9 @@ class Progress:
             return
         if isinstance(record, TaskRecord):
             self.say(task_line(record))
+            return
+        if isinstance(record, RollbackRecord):
+            self.say(rollback_line(record))
             return
         left_seconds = self._left(record)
         if self._bar is not None:
@@ -135,3 +144,11 @@ def task_line(record: TaskRecord) -> str:
     ]
     where = f"{record.task} after step {record.step:,}  "
     return f"{where}{shots}seed {record.seed}  {'  '.join(numbers)}"
+
+
+def rollback_line(record: RollbackRecord) -> str:
+    """One line about a rollback."""
+    return (
+        f"rollback {record.number}: step {record.diverged_step:,} had {record.reason}; goes on "
+        f"after step {record.step:,} without its {record.samples:,} samples"
+    )

@@ -101,11 +101,26 @@ class TaskRecord:
     """Wall time of the whole pass over all tasks."""
 
 
-Record = StepRecord | EvaluationRecord | TaskRecord
-_CLASSES: dict[str, type[StepRecord] | type[EvaluationRecord] | type[TaskRecord]] = {
-    "step": StepRecord,
-    "evaluation": EvaluationRecord,
-    "task": TaskRecord,
+@dataclass(frozen=True)
+class RollbackRecord:
+    """A step diverged, and the run went back to a checkpoint and on without that step's rows."""
+
+    type: ClassVar[str] = "rollback"
+    step: int
+    """Steps that were made when the run went on: those of the checkpoint."""
+    number: int
+    """Which rollback of the run this is; the first is 1."""
+    diverged_step: int
+    """Number of the step that went wrong."""
+    reason: str
+    """What was seen."""
+    samples: int
+    """Samples that are in quarantine since."""
+
+
+Record = StepRecord | EvaluationRecord | TaskRecord | RollbackRecord
+_CLASSES: dict[str, type[Record]] = {
+    one.type: one for one in (StepRecord, EvaluationRecord, TaskRecord, RollbackRecord)
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ds_train.config.run import RunConfig
+from ds_train.data.quarantine import Rollback
 from ds_train.paths import RunPaths
 from ds_train.report.progress import Progress
-from ds_train.report.record import Record, Recorder
+from ds_train.report.record import Record, Recorder, RollbackRecord
 from ds_train.report.trackers import Tracker, open_trackers
 
 
@@ -16,9 +19,18 @@ class Reporter:
         self, config: RunConfig, paths: RunPaths, total_steps: int, start_step: int
     ) -> None:
         self._recorder = Recorder(paths.metrics)
-        self._recorder.resume_at(start_step)
+        self._kept = self._recorder.resume_at(start_step)
         self._trackers: list[Tracker] = open_trackers(config)
         self._progress = Progress(config.report, total_steps, start_step)
+
+    def tell_rollbacks(self, rollbacks: Sequence[Rollback], step: int) -> None:
+        """Record those that the record does not have (any more), as of `step`."""
+        told = {one.number for one in self._kept if isinstance(one, RollbackRecord)}
+        for number, one in enumerate(rollbacks, start=1):
+            if number not in told:
+                self.write(
+                    RollbackRecord(step, number, one.step, one.reason, samples=len(one.samples))
+                )
 
     def write(self, record: Record) -> None:
         """Record first; then show it, and hand it to the trackers."""

@@ -74,7 +74,7 @@ def _numbers(record: Record) -> dict[str, float]:
     return {
         f"{prefix}/{key}": float(value)
         for key, value in values.items()
-        if key != "step" and value is not None and math.isfinite(value)
+        if key != "step" and isinstance(value, int | float) and math.isfinite(value)
     }
 
 

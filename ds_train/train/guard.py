@@ -1,9 +1,7 @@
-"""What stands between a run and wasted days: clean stops, divergence, and packing that leaks."""
+"""What stands between a run and wasted days: clean stops, and packing that leaks."""
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 from pathlib import Path
 from types import FrameType
@@ -14,15 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from ds_train.data.batch import collate
-from ds_train.data.order import StepPlan
-from ds_train.data.prepare import PreparedData
 from ds_train.engine.engine import Engine
-from ds_train.errors import ConfigError, TrainingDiverged, quoted
-from ds_train.paths import RunPaths
-from ds_train.train.step import StepResult
-
-MAX_SKIPPED_STEPS = 50
-"""fp16 lowers its loss scale by half at each overflow; 50 in a row are no longer a search."""
+from ds_train.errors import ConfigError
 
 
 class StopRequest:
@@ -54,52 +45,6 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
         return self.signal_name is not None or (self._file is not None and self._file.exists())
-
-
-class DivergenceGuard:
-    """Ends the run, on every rank in the same step, when loss or gradient norm is not finite."""
-
-    def __init__(self, paths: RunPaths, data: PreparedData, plan: StepPlan, *, fp16: bool) -> None:
-        self._paths, self._data, self._plan = paths, data, plan
-        self._fp16 = fp16
-        self._num_skipped = 0
-
-    def check(self, step: int, result: StepResult, *, write: bool) -> None:
-        """Raise TrainingDiverged where training can't go on; `write` names the samples on disk.
-
-        An overflow of fp16's scaled gradients is part of finding the loss scale: it is counted.
-        """
-        overflow = self._fp16 and math.isfinite(result.loss) and math.isinf(result.grad_norm)
-        self._num_skipped = self._num_skipped + 1 if overflow else 0
-        if overflow and self._num_skipped < MAX_SKIPPED_STEPS:
-            return
-        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-            return
-        file = self._paths.root / f"diverged_step_{step}.json"
-        if write:
-            file.write_text(json.dumps(self._describe(step, result), indent=1) + "\n")
-        raise TrainingDiverged(
-            f"step {step:,}: loss = {result.loss}, gradient norm = {result.grad_norm}: not finite, "
-            f"so the run stops. Its samples are listed in {quoted(file)}; the last checkpoint is "
-            "untouched. Look at those samples, or lower train.learning_rate."
-        )
-
-    def _describe(self, step: int, result: StepResult) -> dict[str, Any]:
-        store, names = self._data.train, self._data.source_names
-        samples = [
-            {
-                "sample": int(sample),
-                "source": names[int(store.sources[sample])],
-                "row": int(store.ordinals[sample]),
-            }
-            for sample in self._plan.sample_ids(step)
-        ]
-        return {
-            "step": step,
-            "loss": repr(result.loss),
-            "grad_norm": repr(result.grad_norm),
-            "samples": samples,
-        }
 
 
 class _TwoDocuments:

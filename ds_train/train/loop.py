@@ -22,6 +22,7 @@ from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import find_scores
 from ds_train.data.loader import prefetch
 from ds_train.data.prepare import open_data
+from ds_train.data.quarantine import read_rollbacks
 from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import quoted
@@ -29,9 +30,10 @@ from ds_train.launch.guard import die_with_parent
 from ds_train.report.record import Record, StepRecord
 from ds_train.report.reporter import Reporter
 from ds_train.train.delivered import Delivered
+from ds_train.train.divergence import DivergenceGuard
 from ds_train.train.due import Position, is_due
 from ds_train.train.evaluation import evaluate_held_out
-from ds_train.train.guard import DivergenceGuard, StopRequest
+from ds_train.train.guard import StopRequest
 from ds_train.train.late import late_curriculum
 from ds_train.train.refresh import Refresher
 from ds_train.train.run import Run
@@ -89,6 +91,7 @@ class Loop:
         if run.ranks.is_main:
             request.watch(run.paths.stop)
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
+            self.reporter.tell_rollbacks(read_rollbacks(run.paths), run.start.step)
 
     def train(self) -> None:
         """Every step that is left, then the last evaluation and checkpoint."""
@@ -97,7 +100,13 @@ class Loop:
         if self.facts.step < run.total_steps and not self.facts.ended_early:
             run.rehearse_save(self._say)
         guard = DivergenceGuard(
-            run.paths, run.data, run.plan, fp16=run.config.model.dtype == "fp16"
+            run.paths,
+            run.data,
+            run.plan,
+            run.ranks,
+            rollback=run.config.train.rollback,
+            recent_losses=self.facts.recent_losses,
+            fp16=run.config.model.dtype == "fp16",
         )
         if run.config.evaluate.at_start and self.facts.step == 0 != self.facts.evaluated_step:
             self._evaluate()
@@ -138,44 +147,17 @@ class Loop:
 
     def _step(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
         """One step and what is due after it; True when the run was asked to stop."""
-        run, began = self.run, time.perf_counter()
-        torch.manual_seed(dropout_seed(run.config.train.seed, step, run.ranks.rank))
-        before = self._position(step)
-        self.facts = join_layers(run, self.facts, before, self._say)
-        rate = self.schedule.rate(step)
-        num_supervised = run.plan.num_supervised(step)
-        result = train_step(
-            run.engine,
-            batches,
-            objective=run.objective(step),
-            learning_rate=rate,
-            stop=self.request.requested,
-        )
-        guard.check(step + 1, result, write=run.ranks.is_main)
-        self.delivered.add(step, batches)
+        run, before = self.run, self._position(step)
+        if batches:
+            stop = self._train(step, batches, guard, before)
+        else:
+            stop = False
+            self.facts = replace(self.facts, step=step + 1)
+            self._say(f"step {step + 1:,}: all its rows are in quarantine, so it is left out")
         after = self._position(step + 1)
-        seconds = time.perf_counter() - began
-        num_tokens = after.tokens - before.tokens
-        self.facts = replace(self.facts, step=step + 1, total_tokens=after.tokens)
-        self._report(
-            StepRecord(
-                step=step + 1,
-                loss=result.loss,
-                grad_norm=result.grad_norm,
-                learning_rate=rate,
-                tokens=num_tokens,
-                supervised_tokens=num_supervised,
-                total_tokens=after.tokens,
-                seconds=seconds,
-                tokens_per_second=num_tokens / seconds,
-                peak_memory_bytes=result.peak_memory_bytes,
-                **result.parts,
-            )
-        )
-        last = step + 1 == run.total_steps  # `_finish` evaluates and saves that one
-        if last:
+        if step + 1 == run.total_steps:  # `_finish` evaluates and saves that one
             return False
-        if result.stop:
+        if stop:
             self._save()  # before anything else: whoever asked may not wait for long
             self.request.answered()
             self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
@@ -187,6 +169,49 @@ class Loop:
         if is_due(run.config.checkpoint.every, before, after):
             self._save(in_background=run.config.checkpoint.background)
         return False
+
+    def _train(
+        self, step: int, batches: list[Any], guard: DivergenceGuard, before: Position
+    ) -> bool:
+        """The update of a step and its record; True when some rank was asked to stop."""
+        run, began = self.run, time.perf_counter()
+        torch.manual_seed(dropout_seed(run.config.train.seed, step, run.ranks.rank))
+        self.facts = join_layers(run, self.facts, before, self._say)
+        rate = self.schedule.rate(step)
+        result = train_step(
+            run.engine,
+            batches,
+            objective=run.objective(step),
+            learning_rate=rate,
+            stop=self.request.requested,
+        )
+        guard.check(step + 1, result)
+        self.delivered.add(step, batches)
+        total_tokens = run.plan.tokens_before(step + 1)
+        self.facts = replace(
+            self.facts,
+            step=step + 1,
+            total_tokens=total_tokens,
+            recent_losses=guard.recent_losses,
+        )
+        seconds = time.perf_counter() - began
+        num_tokens = run.plan.num_tokens(step)
+        self._report(
+            StepRecord(
+                step=step + 1,
+                loss=result.loss,
+                grad_norm=result.grad_norm,
+                learning_rate=rate,
+                tokens=num_tokens,
+                supervised_tokens=run.plan.num_supervised(step),
+                total_tokens=total_tokens,
+                seconds=seconds,
+                tokens_per_second=num_tokens / seconds,
+                peak_memory_bytes=result.peak_memory_bytes,
+                **result.parts,
+            )
+        )
+        return result.stop
 
     def _position(self, step: int) -> Position:
         plan = self.run.plan

@@ -56,7 +56,9 @@ class Run:
     """PiSSA's first A and B; empty otherwise."""
 
     def build_batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a step."""
+        """This rank's micro-batches of a step; none, on any rank, if all its rows are hidden."""
+        if self.plan.num_supervised(step) == 0:
+            return []
         return step_batches(
             self.data.train,
             self.plan.rows(step),

@@ -13,7 +13,8 @@ from ds_train.config.load import dump_recipe
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import build_step_plan, find_scores
 from ds_train.data.prepare import prepare_data
-from ds_train.errors import CheckpointError
+from ds_train.data.quarantine import read_rollbacks
+from ds_train.errors import CheckpointError, RunFailed
 from ds_train.evaluate.task_list import open_recipe_tasks
 from ds_train.launch.command import launcher_environment, master_port, show_command
 from ds_train.launch.environment import ENV_FILE, env_file_text
@@ -59,15 +60,24 @@ def start_training(launch: Launch, *, tell_stop: bool = False) -> int:
         environment["DS_ENV_FILE"] = str(env_file)
     stop_file = RunPaths(Path(plan.config.output_dir)).stop
     stop_file.unlink(missing_ok=True)  # of a run that was killed before it could answer
-    print("launching: " + show_command(launch.command), flush=True)
-    return run_launcher(
-        launch.command,
-        environment,
-        port=master_port(launch.command),
-        is_local=not plan.world.over_ssh,
-        stop_file=stop_file if plan.world.over_ssh else None,
-        tell_stop=tell_stop,
-    )
+    paths = RunPaths(Path(plan.config.output_dir))
+    while True:
+        num_rollbacks = len(read_rollbacks(paths))
+        print("launching: " + show_command(launch.command), flush=True)
+        try:
+            return run_launcher(
+                launch.command,
+                environment,
+                port=master_port(launch.command),
+                is_local=not plan.world.over_ssh,
+                stop_file=stop_file if plan.world.over_ssh else None,
+                tell_stop=tell_stop,
+            )
+        except RunFailed:
+            if len(read_rollbacks(paths)) == num_rollbacks:
+                raise
+            print("rolling back: the ranks start again from the last checkpoint", flush=True)
+            set_aside_damaged(paths, print)
 
 
 def _device_note(world: World) -> list[str]:

@@ -70,6 +70,12 @@ SEQ_LEN: dict[str, dict[str, Any]] = {
     for mode, start in (("reshape", 8), ("truncate", 12), ("window", 8))
 }
 """Rows of 8 or 12 to 14 tokens, of samples of up to 65."""
+ROLLBACK = {
+    "data.packing": False,
+    "checkpoint.every": "2 steps",
+    "train.rollback": {"attempts": 1},
+}
+"""Rows of one sample each: a step's samples are not in the other steps of the epoch."""
 TASK_FILES = {
     "say.yaml": """\
 task: say
@@ -237,6 +243,8 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     adapter = folder / "runs" / "lora-z2-m4" / "checkpoints" / f"step-{STEPS:08d}"
     plan.append(scenario(folder, "continued", {"adapter.path": str(adapter)}))
     plan.append(scenario(folder, "diverged", {"train.learning_rate": 1e30}))
+    plan.append(scenario(folder, "rolled-back", ROLLBACK, poisoned_step=3))
+    plan.append(scenario(folder, "rolled-back-on", ROLLBACK, run="rolled-back", poisoned_step=3))
     return plan
 
 
@@ -264,6 +272,9 @@ def one_rank_plan(folder: Path) -> list[dict[str, Any]]:
     plan.append(scenario(folder, "complete", {}, run="lora-z2-m4"))
     adafactor = {"adapter.method": "full", "train.optim": "adafactor", "engine.preset": "zero0"}
     plan.append(scenario(folder, "adafactor", adafactor))
+    one = "rolled-back-one"
+    plan.append(scenario(folder, one, ROLLBACK, poisoned_step=3))
+    plan.append(scenario(folder, f"{one}-on", ROLLBACK, run=one, poisoned_step=3))
     plan.append(scenario(folder, "cut-adafactor", adafactor, stop_after=2))
     plan.append(scenario(folder, "cut-adafactor-on", adafactor, run="cut-adafactor"))
     return plan

@@ -119,16 +119,23 @@ def test_sigterm_saves_and_leaves_nobody_behind(recipe: Path, tmp_path: Path) ->
     assert ranks_of(recipe) == []
 
 
-def test_divergence_exits_with_1_and_keeps_the_last_checkpoint(
+def test_divergence_rolls_back_then_exits_with_1_and_keeps_the_last_checkpoint(
     recipe: Path, tmp_path: Path
 ) -> None:
-    process = start(recipe, "train.learning_rate=1e30", "checkpoint.every=1 steps")
+    """The checkpoint after step 1 has such weights that going on from it diverges again."""
+    rollback = "train.rollback={attempts: 1}"
+    process = start(recipe, "train.learning_rate=1e30", "checkpoint.every=1 steps", rollback)
     printed = finish(process)
     assert process.returncode == 1, printed
+    assert "samples are in quarantine" in printed
+    assert printed.count("launching: ") == 2
+    assert "rollback 1: step 2 had loss = nan" in printed
     assert "not finite, so the run stops" in printed
+    assert "attempts = 1 are used up (steps 2)" in printed
     assert "Traceback" not in printed
-    (folder,) = complete_checkpoints(RunPaths(tmp_path / "run"))
-    assert json.loads((folder / "checkpoint.json").read_text())["step"] == 1
+    first, second = complete_checkpoints(RunPaths(tmp_path / "run"))
+    assert json.loads((first / "checkpoint.json").read_text())["num_updates"] == 1
+    assert json.loads((second / "checkpoint.json").read_text())["num_updates"] == 1  # step 2: none
 
 
 def test_bad_model_is_refused_before_the_launch(recipe: Path, tmp_path: Path) -> None:

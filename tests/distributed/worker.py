@@ -4,18 +4,22 @@ Starting processes and importing costs seconds, a training of four tiny steps a 
 so the test session starts this once per number of ranks and every test reads from its results.
 
 usage: deepspeed ... worker.py PLAN.json
-The plan is a list of {"name", "recipe", "stop_after", "disk_full_at"}; results go to NAME.json
-beside it: step losses, gradient norms, evaluation losses, or the error.
+The plan is a list of {"name", "recipe", "stop_after", "disk_full_at", "poisoned_step"}; results go
+to NAME.json beside it: step losses, gradient norms, evaluation losses, or the error.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ds_train.checkpoint import state
 from ds_train.config.run import RunConfig
@@ -25,16 +29,25 @@ from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
 from ds_train.model.write import save_tensors
-from ds_train.report.record import EvaluationRecord, StepRecord, TaskRecord, read_records
+from ds_train.report.record import (
+    EvaluationRecord,
+    RollbackRecord,
+    StepRecord,
+    TaskRecord,
+    read_records,
+)
 from ds_train.score.model import score_with_model
 from ds_train.train import loop
 from ds_train.train.guard import StopRequest
+from ds_train.train.objective import TokenObjective
 from ds_train.train.run import Run
 from ds_train.train.setup import set_up
 
 # the package of this folder, which the launcher's child does not know
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from distributed.run_plan import run_plan
+
+TOKEN_SUMS = TokenObjective.sums
 
 
 class StopAfter(StopRequest):
@@ -63,14 +76,31 @@ def fill_disk_at(write: int, ranks: Ranks) -> Callable[..., None]:
     return save
 
 
-def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, Any]:
+def poison(run: Run, step: int) -> None:
+    """Make the loss of one sample NaN from now on: the first sample of that step's first row.
+
+    As it would be by a sample that overflows: on the rank that has it, in whatever step.
+    """
+    stream = run.plan.row_plan  # which knows no quarantine
+    bad = int(stream.row(*stream.locate(run.plan.first_row(step - 1)))[0])
+
+    def sums(self: TokenObjective, engine: Any, batch: Any) -> torch.Tensor:
+        return TOKEN_SUMS(self, engine, batch) * (math.nan if bad in batch.sample_ids else 1.0)
+
+    TokenObjective.sums = sums  # type: ignore[method-assign]
+
+
+def train(item: dict[str, Any], config: RunConfig, ranks: Ranks) -> dict[str, Any]:
     """One training in this process group; its records."""
     lines: list[str] = []
     data = prepare_data(config, say=lambda text: None)
     try:
         score_first(config, data, ranks)
         run = set_up(config, ranks, data, lines.append, find_scores(config, data))
-        training = loop.Loop(run, StopAfter(stop_after), lines.append)
+        TokenObjective.sums = TOKEN_SUMS  # type: ignore[method-assign]
+        if "poisoned_step" in item:
+            poison(run, item["poisoned_step"])
+        training = loop.Loop(run, StopAfter(item.get("stop_after")), lines.append)
         training.train()
     except DsTrainError as error:
         return {"error": str(error), "kind": type(error).__name__}
@@ -79,13 +109,15 @@ def train(config: RunConfig, ranks: Ranks, stop_after: int | None) -> dict[str, 
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     tasks = [record for record in records if isinstance(record, TaskRecord)]
     return {
+        "rollbacks": [asdict(one) for one in records if isinstance(one, RollbackRecord)],
+        "steps": [record.step for record in steps],
         "tasks": [[one.step, one.task, one.shots, one.metrics] for one in tasks],
         "losses": [record.loss for record in steps],
         "grad_norms": [record.grad_norm for record in steps],
         "learning_rates": [record.learning_rate for record in steps],
         "tokens": [record.tokens for record in steps],
         "evaluations": [record.loss for record in evaluations],
-        "rows": delivered_rows(run) if len(steps) == run.total_steps else [],
+        "rows": delivered_rows(run) if steps and steps[-1].step == run.total_steps else [],
         "said": lines,
     }
 
@@ -113,7 +145,7 @@ def one_training(item: dict[str, Any], plan_file: Path, ranks: Ranks) -> dict[st
     state.save_tensors = save_tensors
     if "disk_full_at" in item:
         state.save_tensors = fill_disk_at(item["disk_full_at"], ranks)
-    return train(config, ranks, item.get("stop_after"))
+    return train(item, config, ranks)
 
 
 if __name__ == "__main__":
