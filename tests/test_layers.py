@@ -33,6 +33,7 @@ LAYERS: dict[str, int] = {
     "ds_train.data.batch": 3,
     "ds_train.data.candidate_batch": 3,
     "ds_train.data.loader": 3,
+    "ds_train.data.slice": 3,
     "ds_train.ops": 3,
     "ds_train.model": 3,
     # 4: deepspeed, in one file

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from ds_train.config.base import Section
+from ds_train.config.base import Count, Section
 
 
 class EngineConfig(Section):
@@ -20,6 +20,10 @@ class EngineConfig(Section):
 
     overrides: dict[str, Any] = {}
     """Raw DeepSpeed settings laid over the preset; unknown keys are refused at every level."""
+
+    sequence_parallel_size: Count = 1
+    """So many neighbouring ranks share each row, every one with its part of the positions; for
+    rows too long for one device. Divides the number of processes and of attention heads."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> EngineConfig:

@@ -30,6 +30,7 @@ from ds_train.data.pieces import row_parts, row_pieces, row_tokens
 from ds_train.data.share import share_of_rank
 from ds_train.data.store import TokenStore
 from ds_train.model.choice_losses import Candidates
+from ds_train.model.shared_rows import WholeRows
 from ds_train.ops.reference import IGNORE
 
 PAD_MULTIPLE = 8
@@ -58,6 +59,8 @@ class Batch:
     """Labels that are not IGNORE: known here, so that no GPU has to be asked."""
     candidates: Candidates | None = None
     """Which answer to which example each line is; None where lines are rows."""
+    whole: WholeRows | None = None
+    """The rows that this is a part of; None where it holds them whole."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; the copy runs beside the computation if pinned."""

@@ -98,12 +98,15 @@ class StepView:
         self._segments = segments_of(plan)
 
     def rank(self, rank: int, batch: BatchPlan, packing: bool) -> list[list[list[dict[str, Any]]]]:
-        """Micro-batches of a rank, each a list of rows, each a list of samples."""
+        """Micro-batches of a rank, each a list of rows, each a list of samples.
+
+        Rows are whole, also where several ranks share them.
+        """
         share = share_of_rank(
             self._prepared.train,
             self.rows,
-            rank=rank,
-            dp_size=batch.world_size,
+            rank=rank // batch.sequence_parallel_size,
+            dp_size=batch.dp_size,
             micro_batch_size=batch.micro_batch_size,
             packing=packing,
         )

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import deepspeed
@@ -30,10 +31,12 @@ from transformers.utils import logging as transformers_logging
 
 from ds_train.config.train import TrainConfig
 from ds_train.data.batch import Batch
+from ds_train.data.slice import slice_batch
 from ds_train.engine.pull import PullToStart
 from ds_train.engine.ranks import Ranks
 from ds_train.engine.thaw import Thaw, restart_count
 from ds_train.model.quiet import quieten_libraries
+from ds_train.model.shared_rows import SharedRows, WholeRows, share_rows
 
 Groups = list[dict[str, Any]]
 State = dict[str, Tensor]
@@ -97,11 +100,42 @@ def build_engine(
     coalesce: bool,
     ranks: Ranks,
 ) -> Engine:
-    """Hand the model and its optimizer to DeepSpeed."""
+    """Hand the model and its optimizer to DeepSpeed.
+
+    Ranks that share rows are not told to it: every rank is one of n whose gradients are averaged,
+    at every stage, which `backward` undoes. Told of them, DeepSpeed 0.19 divides by another number
+    at stage 3 than at 0 to 2.
+    """
     thaw = Thaw(groups)  # before DeepSpeed takes the groups apart
+    shared = _shared_rows(model, ranks)
     optimizer, optimizer_name = _build_optimizer(groups, train, offloads_optimizer(ds_config))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
-    return Engine(wrapped, ranks, train, thaw, coalesce=coalesce, optimizer_name=optimizer_name)
+    return Engine(
+        wrapped, ranks, train, thaw, coalesce=coalesce, optimizer_name=optimizer_name, shared=shared
+    )
+
+
+def _shared_rows(model: Any, ranks: Ranks) -> SharedRows | None:
+    """Attention that exchanges between the ranks of a row; None where each has rows of its own."""
+    size = ranks.sequence_parallel_size
+    if size == 1:
+        return None
+    group = _sequence_group(size, ranks)
+
+    def all_to_all(output: Tensor, sent: Tensor) -> None:
+        deepspeed.comm.all_to_all_single(output, sent, group=group)  # seen by its comms logger
+
+    return share_rows(model.model, size, all_to_all)
+
+
+@cache
+def _sequence_group(size: int, ranks: Ranks) -> Any:
+    """This rank's group of `size` neighbours; every rank has to make all of them."""
+    groups = [
+        deepspeed.comm.new_group(list(range(first, first + size)))
+        for first in range(0, ranks.world_size, size)
+    ]
+    return groups[ranks.dp_rank]
 
 
 def shard_for_inference(model: nn.Module, dtype: str, ranks: Ranks) -> ShardedModel:
@@ -191,9 +225,11 @@ class Engine:
         *,
         coalesce: bool,
         optimizer_name: str,
+        shared: SharedRows | None = None,
     ) -> None:
         self._engine = engine
         self._thaw = thaw
+        self.shared = shared
         self.ranks = ranks
         self.optimizer_name = optimizer_name
         self._coalesce = coalesce
@@ -224,6 +260,12 @@ class Engine:
         """The module under DeepSpeed."""
         return self._engine.module
 
+    def share(self, batch: Batch) -> Batch:
+        """This rank's part of a batch of whole rows; all of it where ranks do not share them."""
+        if self.shared is None:
+            return batch
+        return slice_batch(batch, self.ranks.sequence_rank, self.shared.size)
+
     def forward(self, batch: Batch) -> Tensor:
         """Loss sum over the micro-batch's supervised tokens, [] fp32."""
         loss_sum: Tensor = self._forward(batch)[0]
@@ -239,6 +281,7 @@ class Engine:
         return logprobs
 
     def _forward(self, batch: Batch, *, per_token: bool = False, logprobs: bool = False) -> Any:
+        self._attend_in(batch.whole)
         return self._engine(
             batch.input_ids,
             batch.labels,
@@ -250,8 +293,14 @@ class Engine:
 
     def label_losses(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """`LanguageModel.forward` itself, per token: for evaluation with inputs of another form."""
+        self._attend_in(None)
         losses, correct = self._engine(*args, per_token=True, **kwargs)
         return losses, correct
+
+    def _attend_in(self, rows: WholeRows | None) -> None:
+        """Whose rows the attention sees, in this forward pass and its backward pass."""
+        if self.shared is not None:
+            self.shared.rows = rows
 
     def accumulate(self) -> AbstractContextManager[None]:
         """Around all backwards of one step: reduces gradients once, at the end, if coalescing."""

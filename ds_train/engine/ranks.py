@@ -13,11 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place; every rank holds a share of the data, so dp_size is world_size."""
+    """This process's place. Neighbouring ranks may share rows; the others hold different ones."""
 
     rank: int
     local_rank: int
     world_size: int
+    sequence_parallel_size: int = 1
+    """Ranks that share each row."""
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -28,6 +30,21 @@ class Ranks:
             local_rank=int(environment.get("LOCAL_RANK", 0)),
             world_size=int(environment.get("WORLD_SIZE", 1)),
         )
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks, or groups of ranks, that hold different rows."""
+        return self.world_size // self.sequence_parallel_size
+
+    @property
+    def dp_rank(self) -> int:
+        """Which of these this rank belongs to."""
+        return self.rank // self.sequence_parallel_size
+
+    @property
+    def sequence_rank(self) -> int:
+        """Which part of its rows this rank holds."""
+        return self.rank % self.sequence_parallel_size
 
     @property
     def is_main(self) -> bool:

@@ -17,6 +17,7 @@ from ds_train.data.encode import check_eos, open_tokenizer
 from ds_train.data.prepare import describe_max_length
 from ds_train.errors import ModelError, quoted, reason
 from ds_train.model.files import weight_files
+from ds_train.model.shareable import why_not_shared
 from ds_train.model.tokenizer import check_vocabulary
 from ds_train.plan.headers import read_header
 
@@ -88,6 +89,10 @@ def check_model(config: RunConfig, say: Callable[[str], Any] = print) -> None:
     longest = getattr(text, "max_position_embeddings", None)
     if longest is not None and config.data.max_length > longest:
         faults.append(describe_max_length(config, longest))
+    size = config.engine.sequence_parallel_size
+    problem = None if size == 1 else why_not_shared(text, config.model.attn_implementation, size)
+    if problem is not None:
+        faults.append(problem)
     try:
         tokenizer = open_tokenizer(config.model)
         check_eos(tokenizer)

@@ -1,6 +1,8 @@
 """How one optimizer step is made of ranks, rows and micro-batches.
 
 2 processes x 4 rows x 4 micro-batches = 32 rows per step
+
+Processes that share rows (engine.sequence_parallel_size) count as one.
 """
 
 from __future__ import annotations
@@ -13,17 +15,24 @@ from ds_train.errors import ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The numbers of one optimizer step; global = world x micro x accumulation."""
+    """The numbers of one optimizer step; global = dp_size x micro x accumulation."""
 
     global_batch_size: int
     micro_batch_size: int
     accumulation_steps: int
     world_size: int
+    sequence_parallel_size: int = 1
+    """Ranks that share each row."""
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks, or groups of ranks, that hold different rows."""
+        return self.world_size // self.sequence_parallel_size
 
     def __str__(self) -> str:
         """The sum in words."""
         parts = (
-            _count(self.world_size, "process", "processes"),
+            _holders(self.dp_size, self.sequence_parallel_size),
             _count(self.micro_batch_size, "row", "rows"),
             _count(self.accumulation_steps, "micro-batch", "micro-batches"),
         )
@@ -35,41 +44,62 @@ def batch_arithmetic(config: RunConfig, world_size: int) -> BatchPlan:
 
     Raises ConfigError with the nearest sizes that divide.
     """
-    train = config.train
+    train, share = config.train, config.engine.sequence_parallel_size
     micro = train.per_device_train_batch_size
+    dp_size, rest = divmod(world_size, share)
+    if rest:
+        raise ConfigError(shares_unevenly(share, world_size))
     if train.global_batch_size is None:
         steps = train.gradient_accumulation_steps or 1
-        return BatchPlan(world_size * micro * steps, micro, steps, world_size)
-    steps, rest = divmod(train.global_batch_size, world_size * micro)
+        return BatchPlan(dp_size * micro * steps, micro, steps, world_size, share)
+    steps, rest = divmod(train.global_batch_size, dp_size * micro)
     if rest:
-        raise ConfigError(_does_not_divide(train.global_batch_size, micro, world_size))
-    return BatchPlan(train.global_batch_size, micro, steps, world_size)
+        raise ConfigError(_does_not_divide(train.global_batch_size, micro, dp_size, share))
+    return BatchPlan(train.global_batch_size, micro, steps, world_size, share)
 
 
-def _does_not_divide(global_batch: int, micro: int, world_size: int) -> str:
-    unit = world_size * micro
-    processes = _count(world_size, "process", "processes")
+def shares_unevenly(share: int, world_size: int) -> str:
+    """The fault of ranks that can't be grouped."""
+    fitting = [size for size in range(1, world_size + 1) if world_size % size == 0]
+    sizes = " or ".join(str(size) for size in fitting[-3:])
+    return (
+        f"engine.sequence_parallel_size = {share} must divide the "
+        f"{_count(world_size, 'process', 'processes')}; set it to {sizes}, or start another "
+        f"number of processes."
+    )
+
+
+def _does_not_divide(global_batch: int, micro: int, dp_size: int, share: int) -> str:
+    unit = dp_size * micro
+    holders = _holders(dp_size, share)
     message = (
-        f"train.global_batch_size = {global_batch:,} does not divide into {processes} x "
+        f"train.global_batch_size = {global_batch:,} does not divide into {holders} x "
         f"{_count(micro, 'row', 'rows')} = {unit:,}. "
     )
     below, above = global_batch // unit * unit, (global_batch // unit + 1) * unit
     nearest = f"{below:,} or {above:,}" if below else f"{above:,}"
     message += f"Nearest that do: {nearest}"
-    if fitting := _nearest_micro(global_batch, micro, world_size):
+    if fitting := _nearest_micro(global_batch, micro, dp_size):
         sizes = " or ".join(str(size) for size in fitting)
         return f"{message}; or set train.per_device_train_batch_size to {sizes}."
-    return f"{message}; no per_device_train_batch_size divides it over {processes}."
+    return f"{message}; no per_device_train_batch_size divides it over {holders}."
 
 
-def _nearest_micro(global_batch: int, micro: int, world_size: int) -> list[int]:
+def _nearest_micro(global_batch: int, micro: int, dp_size: int) -> list[int]:
     """The nearest smaller and larger micro-batch that divide the global batch."""
-    rows, rest = divmod(global_batch, world_size)
+    rows, rest = divmod(global_batch, dp_size)
     if rest:
         return []
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
     below = [size for size in sizes if size < micro][-1:]
     return below + [size for size in sizes if size > micro][:1]
+
+
+def _holders(dp_size: int, share: int) -> str:
+    """Who holds different rows."""
+    if share == 1:
+        return _count(dp_size, "process", "processes")
+    return f"{_count(dp_size, 'group', 'groups')} of {share} processes that share rows"
 
 
 def _count(number: int, one: str, many: str) -> str:

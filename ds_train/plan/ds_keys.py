@@ -222,7 +222,8 @@ NOT_HERE: dict[str, str] = {
     "expert_parallel": "is not supported here",
     "hybrid_engine": "is for inference inside training, which ds-train does not do",
     "pipeline": "needs a PipelineModule, not a Hugging Face model; it is not supported here",
-    "sequence_parallel_size": "would change the scale of the gradients; it is not supported here",
+    "sequence_parallel_size": "would change the scale of the gradients at some stages; set "
+    "engine.sequence_parallel_size",
     "tensor_parallel": "does not work with adapters in DeepSpeed 0.19; it is not supported here",
     "torch_autocast": "is a second way to set the arithmetic; use model.dtype",
     "use_data_before_expert_parallelism": "is not supported here",

@@ -187,4 +187,6 @@ def with_preset(config: RunConfig, preset: str) -> RunConfig:
     overrides = {}
     if preset.endswith("nvme"):
         overrides = {"zero_optimization": {"offload_optimizer": {"nvme_path": "/nvme"}}}
-    return config.model_copy(update={"engine": EngineConfig(preset=preset, overrides=overrides)})
+    share = config.engine.sequence_parallel_size
+    engine = EngineConfig(preset=preset, overrides=overrides, sequence_parallel_size=share)
+    return config.model_copy(update={"engine": engine})

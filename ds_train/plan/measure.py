@@ -80,6 +80,11 @@ def _faults(config: RunConfig) -> Iterator[str]:
             "model.quantization with --measure: the shrunken model has random weights, and nothing "
             "to quantise; plan without --measure."
         )
+    if config.engine.sequence_parallel_size > 1:
+        yield (
+            "engine.sequence_parallel_size with --measure: one process alone is measured, which "
+            "has no other to share its rows with; plan without --measure."
+        )
     if config.adapter.path is not None:
         yield (
             "adapter.path with --measure: its layers are those of the whole model; describe the "

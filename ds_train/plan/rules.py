@@ -21,6 +21,7 @@ from ds_train.plan.rules_episodes import episode_rules
 from ds_train.plan.rules_labelled import labelled_rules
 from ds_train.plan.rules_losses import losses_rules
 from ds_train.plan.rules_seq_len import seq_len_rules
+from ds_train.plan.rules_sharing import sharing_rules
 from ds_train.plan.rules_transfer import transfer_rules
 from ds_train.units import Duration
 
@@ -62,6 +63,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *zero_rules(config, world_size),
         *offload_rules(config),
         *precision_rules(config),
+        *sharing_rules(config),
         *_packages(config),
     ]
 

@@ -45,7 +45,8 @@ def validate(
         faults += error.faults
     faults += check_rules(config, world.world_size if world is not None else None)
     try:
-        batch = batch_arithmetic(config, world.world_size if world is not None else 1)
+        fewest = config.engine.sequence_parallel_size
+        batch = batch_arithmetic(config, world.world_size if world is not None else fewest)
     except ConfigError as error:
         faults += error.faults if world is not None else []
     try:

@@ -88,9 +88,11 @@ def check_packing_isolation(
     for first in (3, 11):
         rows = [np.array([0, 1]), np.array([0, 1])]
         store: Any = _TwoDocuments(first, vocab_size)  # all that `collate` asks of a TokenStore
-        batch = collate(store, rows, pad_token_id=0, flatten=flatten)
+        batch = engine.share(collate(store, rows, pad_token_id=0, flatten=flatten))
         losses.append(float(engine.forward(batch.to(engine.ranks.device))))
     engine.train_mode(True)
+    if engine.shared is not None:  # each rank has the loss of its positions, and all must agree
+        losses = engine.ranks.sum(torch.tensor(losses, dtype=torch.float64)).tolist()
     if losses[0] != losses[1]:
         remedy = "data.packing: false" if "packing" in setting else "mode: reshape"
         raise ConfigError(

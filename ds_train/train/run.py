@@ -59,16 +59,17 @@ class Run:
         """This rank's micro-batches of a step; none, on any rank, if all its rows are hidden."""
         if self.plan.num_supervised(step) == 0:
             return []
-        return step_batches(
+        batches = step_batches(
             self.data.train,
             self.plan.rows(step),
-            rank=self.ranks.rank,
-            dp_size=self.ranks.world_size,
+            rank=self.ranks.dp_rank,
+            dp_size=self.ranks.dp_size,
             micro_batch_size=self.batch.micro_batch_size,
             packing=self.config.data.packing,
             make=collate if self.losses is None else collate_candidates,
             **self.layout,
         )
+        return [self.engine.share(batch) for batch in batches]
 
     @property
     def losses(self) -> LossesConfig | None:
@@ -87,16 +88,17 @@ class Run:
         held_out = self.data.evaluated
         assert held_out is not None
         train = self.config.train
-        return eval_batches(
+        batches = eval_batches(
             held_out,
-            rank=self.ranks.rank,
-            dp_size=self.ranks.world_size,
+            rank=self.ranks.dp_rank,
+            dp_size=self.ranks.dp_size,
             micro_batch_size=train.per_device_eval_batch_size or train.per_device_train_batch_size,
             packing=self.config.data.packing and self._evaluation_episodes is None,
             max_rows=self.config.evaluate.max_rows,
             rows=self._evaluation_episodes,
             **self.layout,
         )
+        return (self.engine.share(batch) for batch in batches)
 
     @cached_property
     def _evaluation_episodes(self) -> list[Ints] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ds_train.train.build import build_model
 from ds_train.train.folder import INITIAL_LORA, agreed_start, write_run_folder
 from ds_train.train.guard import check_packing_isolation
 from ds_train.train.run import Run
+from ds_train.train.sharing import check_shared_rows
 from ds_train.train.unfreeze import optimizer_groups
 
 Say = Callable[[str], Any]
@@ -62,6 +64,7 @@ def set_up(
     `scores`: the samples' difficulty, where the recipe has a curriculum.
     """
     paths = RunPaths(Path(config.output_dir))
+    ranks = replace(ranks, sequence_parallel_size=config.engine.sequence_parallel_size)
     batch = batch_arithmetic(config, ranks.world_size)
     ds_config = resolve_ds_config(config, batch)
     difficulty = scores.fingerprint if scores is not None else ""
@@ -87,6 +90,8 @@ def set_up(
     often = "every micro-batch" if engine.stage >= 2 and not coalesce else "once a step"
     say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, gradients reduced {often}")
     say(f"loss: {_describe_loss(model)}")
+    if engine.shared is not None:
+        say(check_shared_rows(engine))
     if (setting := _isolating(config)) is not None:
         text = model.model.config.get_text_config()
         check_packing_isolation(

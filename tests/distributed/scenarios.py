@@ -111,6 +111,19 @@ def task_changes(folder: Path) -> dict[str, Any]:
     }
 
 
+SHARED = {"engine.sequence_parallel_size": 2}
+"""Both ranks share every row; each scenario is compared with one that shares none."""
+SHARED_KINDS: dict[str, dict[str, Any]] = {
+    **{
+        f"full-z{stage}": {"adapter.method": "full", "engine.preset": f"zero{stage}"}
+        for stage in (1, 2, 3)
+    },
+    "lora-z0": {"engine.preset": "zero0"},
+    "lora-z3": {"engine.preset": "zero3"},
+    "checkpointing-z3": {"model.gradient_checkpointing": True, "engine.preset": "zero3"},
+    "unpacked-z1": {"data.packing": False, "engine.preset": "zero1"},
+    "seq-len-window": SEQ_LEN["window"],
+}
 TWELVE_STEPS = {"train.max_steps": 12, "train.lr_scheduler_type": "constant"}
 
 
@@ -231,6 +244,12 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
         plan.append(scenario(folder, f"tasks-z{stage}", {**tasks, "engine.preset": f"zero{stage}"}))
     plan.append(scenario(folder, "cut-tasks", tasks, stop_after=2))
     plan.append(scenario(folder, "cut-tasks-on", tasks, run="cut-tasks"))
+    for kind, changes in SHARED_KINDS.items():
+        plan.append(scenario(folder, f"shared-{kind}", {**changes, **SHARED}))
+    plan.append(scenario(folder, "shared-tasks", {**tasks, **SHARED}))
+    for name, first, then in (("shared-cut", SHARED, {}), ("whole-cut", {}, SHARED)):
+        plan.append(scenario(folder, name, first, stop_after=2))
+        plan.append(scenario(folder, f"{name}-on", then, run=name))
     big = {"model.name_or_path": str(folder / "model-50mb"), "engine.preset": "zero3"}
     plan.append(scenario(folder, "big-base", {**big, "train.max_steps": 1}))
     full_disk = {"checkpoint.every": "1 step"}

@@ -70,3 +70,39 @@ def test_what_does_not_divide_is_refused_with_what_does(
 def test_suggestions_do_divide(make) -> None:
     config = make(train={"global_batch_size": 48, "per_device_train_batch_size": 3})
     assert batch_arithmetic(config, 4).accumulation_steps == 4
+
+
+SHARED = {"sequence_parallel_size": 2}
+
+
+def test_ranks_that_share_rows_count_as_one(make) -> None:
+    train = {"global_batch_size": 32, "per_device_train_batch_size": 4}
+    batch = batch_arithmetic(make(train=train, engine=SHARED), 8)
+    assert (batch.dp_size, batch.accumulation_steps) == (4, 2)
+    assert str(batch) == (
+        "4 groups of 2 processes that share rows x 4 rows x 2 micro-batches = 32 rows per step"
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "world", "message"),
+    [
+        (
+            {},
+            9,
+            "engine.sequence_parallel_size = 2 must divide the 9 processes; set it to 1 or 3 or 9, "
+            "or start another number of processes.",
+        ),
+        (
+            {"global_batch_size": 5, "per_device_train_batch_size": 4},
+            4,
+            "train.global_batch_size = 5 does not divide into 2 groups of 2 processes that share "
+            "rows x 4 rows = 8. Nearest that do: 8; no per_device_train_batch_size divides it over "
+            "2 groups of 2 processes that share rows.",
+        ),
+    ],
+)
+def test_groups_that_do_not_divide_are_refused(make, train, world, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        batch_arithmetic(make(train=train, engine=SHARED), world)
+    assert caught.value.faults == [message]

@@ -29,6 +29,34 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"adapter": {"feedforward_modules": ["x"]}}, "adapter.feedforward_modules"),
     ({"adapter": {"prompt_init_text": "x"}}, "adapter.prompt_init_text"),
     ({"adapter": {"method": "partial"}}, "adapter.trainable is empty"),
+    # rows that several ranks share
+    (
+        {
+            "engine": {"sequence_parallel_size": 2},
+            "adapter": {"method": "prefix_tuning"},
+            "data": {"packing": False},
+        },
+        "virtual tokens before its own part of a row; set adapter.method: lora",
+    ),
+    (
+        {
+            "engine": {"sequence_parallel_size": 2},
+            "curriculum": {"metric": "loss", "refresh_at": [0.5]},
+        },
+        "engine.sequence_parallel_size = 2 with curriculum.refresh_at",
+    ),
+    (
+        {"engine": {"sequence_parallel_size": 2}, "model": {"attn_implementation": "eager"}},
+        "model.attn_implementation = eager: it needs a mask of all positions",
+    ),
+    (
+        {
+            "engine": {"sequence_parallel_size": 2},
+            "fewshot": {"losses": {}},
+            "data": {"packing": False},
+        },
+        "engine.sequence_parallel_size = 2 with fewshot.losses",
+    ),
     # adapters
     ({"adapter": {"target_modules": "(q_proj"}}, "not a regular expression"),
     ({"adapter": {"method": "partial", "trainable": ["[a"]}}, "not a regular expression"),
