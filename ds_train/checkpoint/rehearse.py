@@ -135,8 +135,3 @@ def _lack_of_room(paths: RunPaths, num_bytes: int, num_kept: int) -> str:
         "free there. Make room, lower "
         "checkpoint.keep, set checkpoint.best = false, or choose another output_dir."
     )
-
-
-def checkpoints_held(keep: int, *, saves_often: bool, keeps_best: bool) -> int:
-    """How many checkpoints a run holds at most: one, if it saves at its end only."""
-    return (keep if saves_often else 1) + keeps_best

@@ -27,7 +27,7 @@ from ds_train.launch.command import module_command, show_command
 from ds_train.launch.environment import env_file_text, remote_variables
 from ds_train.launch.hostfile import Slots, filter_slots, read_hostfile
 from ds_train.paths import default_cache_dir
-from ds_train.plan.estimate import disk_bytes
+from ds_train.plan.disk import disk_bytes
 from ds_train.plan.model_files import describe_model
 from ds_train.plan.trainable import choose
 from ds_train.units import format_seconds, parse_bytes

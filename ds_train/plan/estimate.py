@@ -11,6 +11,7 @@ from ds_train.errors import ConfigError
 from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.compute import Compute, compute_of
+from ds_train.plan.disk import checkpoint_bytes, disk_bytes
 from ds_train.plan.ds_config import resolve_ds_config
 from ds_train.plan.memory import Memory, memory_of
 from ds_train.plan.rules_engine import offload_rules, zero_rules
@@ -138,27 +139,8 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> int:
-        """Checkpoints that are kept, the best one, and one that is being written."""
+        """All checkpoints at once, the one that is being written included."""
         return disk_bytes(self.setting.config, self.setting.trainable)
-
-
-def checkpoint_bytes(config: RunConfig, trainable: Trainable) -> int:
-    """fp32 weights and optimizer state of what trains; an adapter beside it, for PEFT."""
-    trained = trainable.num_trainable
-    if config.train.optim == "adafactor":
-        states = sum(
-            sum(one.shape) if len(one.shape) > 1 else one.num_elements for one in trainable.trained
-        )
-    else:
-        states = 2 * trained
-    adapter = 0 if config.adapter.method in ("full", "partial") else trained
-    return 4 * (trained + states + adapter)
-
-
-def disk_bytes(config: RunConfig, trainable: Trainable) -> int:
-    """Checkpoints that are kept, the best one, and one that is being written."""
-    checkpoint = config.checkpoint
-    return checkpoint_bytes(config, trainable) * (checkpoint.keep + checkpoint.best + 1)
 
 
 def estimate(

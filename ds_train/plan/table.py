@@ -120,7 +120,7 @@ def _time_and_disk(one: Estimate) -> Iterator[str]:
             yield f"run      {format_seconds(whole)} for {config.train.max_steps:,} steps at most"
     yield (
         f"disk     {format_bytes(one.checkpoint_bytes)} a checkpoint, "
-        f"{format_bytes(one.disk_bytes)} while {config.checkpoint.keep} and the best are kept"
+        f"{format_bytes(one.disk_bytes)} for all that the run holds at once"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ds_train.checkpoint.folder import CheckpointFacts
-from ds_train.checkpoint.rehearse import checkpoints_held, rehearse_save
+from ds_train.checkpoint.rehearse import rehearse_save
 from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.fewshot import LossesConfig
 from ds_train.config.run import RunConfig
@@ -30,6 +30,7 @@ from ds_train.fewshot.candidates import num_gold_tokens
 from ds_train.model.adapter import write_adapter
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan
+from ds_train.plan.disk import checkpoints_held
 from ds_train.train.objective import ChoiceObjective, Objective, TokenObjective
 
 
@@ -139,12 +140,7 @@ class Run:
 
     def rehearse_save(self, say: Callable[[str], Any]) -> None:
         """Find out now whether checkpoints can be written, if the recipe wants it."""
-        checkpoint = self.config.checkpoint
-        if not checkpoint.rehearse:
+        if not self.config.checkpoint.rehearse:
             return
-        num_kept = checkpoints_held(
-            checkpoint.keep,
-            saves_often=checkpoint.every is not None,
-            keeps_best=checkpoint.best and self.data.evaluated is not None,
-        )
+        num_kept = checkpoints_held(self.config, is_evaluated=self.data.evaluated is not None)
         rehearse_save(self.paths, self.engine, self.write_extra, num_kept=num_kept, say=say)

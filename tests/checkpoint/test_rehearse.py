@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from saved import State, StatesOnly, save
 
 from ds_train.checkpoint import rehearse, state
-from ds_train.checkpoint.rehearse import checkpoints_held, rehearse_save
+from ds_train.checkpoint.rehearse import rehearse_save
 from ds_train.errors import CheckpointError
 from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths
@@ -91,11 +91,3 @@ def test_a_run_that_would_fill_the_disk(paths: RunPaths, monkeypatch: pytest.Mon
     save(paths, 1)
     free.free = 3_000
     rehearsed(paths, num_kept=1)  # the one that is there makes room; one more is written first
-
-
-@pytest.mark.parametrize(
-    ("keep", "often", "best", "number"),
-    [(2, True, True, 3), (2, True, False, 2), (5, False, True, 2), (5, False, False, 1)],
-)
-def test_checkpoints_held(keep: int, often: bool, best: bool, number: int) -> None:
-    assert checkpoints_held(keep, saves_often=often, keeps_best=best) == number

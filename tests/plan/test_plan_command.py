@@ -76,7 +76,7 @@ def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  weights, frozen                14.96 GiB",
         "  activations: 3.66 GiB with checkpointing, 49.19 GiB without",
         "take engine.preset: zero1 (it fits",
-        "disk     320.00 MiB a checkpoint, 1.25 GiB while 2 and the best are kept",
+        "disk     320.00 MiB a checkpoint, 960.00 MiB for all that the run holds at once",
     ):
         assert text in said
     numbers = json.loads((folder / "plan.json").read_text())
