@@ -91,6 +91,10 @@ class TrainConfig(Section):
     gradient_accumulation_steps: Count | None = None
     """Micro-batches per optimizer step, instead of global_batch_size."""
 
+    allow_empty_rows: bool = False
+    """Where global_batch_size does not divide over the ranks, fill up with empty rows instead of
+    refusing: the steps stay what they are on any number of ranks."""
+
     max_steps: Count | None = None
     """Stop after so many optimizer steps."""
 

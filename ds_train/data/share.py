@@ -22,12 +22,13 @@ def share_of_rank(
 ) -> list[list[Ints]]:
     """The rows of one rank, micro-batch after micro-batch; every row goes to exactly one rank.
 
-    Packed rows are alike and go as they come. Others are sorted by length, longest first, and
-    dealt like cards: a micro-batch holds rows of like length, and so do its twins on other ranks.
+    Where rows do not divide, empty ones fill up the last micro-batches. Packed rows are alike and
+    go as they come. Others are sorted by length, longest first, and dealt like cards: a micro-batch
+    holds rows of like length, and so do its twins on other ranks.
     """
     per_round = dp_size * micro_batch_size
-    if len(rows) % per_round:
-        raise ValueError(f"{len(rows)} rows, not a multiple of {dp_size} x {micro_batch_size}")
+    num_missing = -len(rows) % per_round
+    rows = [*rows, *(np.empty(0, dtype=np.int64) for _ in range(num_missing))]
     order = np.arange(len(rows))
     if not packing:
         order = np.argsort([-row_tokens(store, row) for row in rows], kind="stable")

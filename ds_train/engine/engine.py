@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -24,6 +24,8 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
@@ -412,10 +414,31 @@ class Engine:
             if self.stage == 0:
                 self._write_unsharded(parameter, tensors)
                 continue
+            if self.stage == 3:
+                own = self._share_of(parameter)
+                safe_set_local_fp32_param(parameter, own(tensors.pop("param")))
+                for key, tensor in tensors.items():
+                    safe_set_local_optimizer_state(parameter, own(tensor), key)
+                continue
             safe_set_full_fp32_param(parameter, tensors.pop("param"))
             for key, tensor in tensors.items():
                 safe_set_full_optimizer_state(parameter, tensor, key)
         self._publish()
+
+    def _share_of(self, parameter: nn.Parameter) -> Callable[[Tensor], Tensor]:
+        """ZeRO-3: cuts this rank's share [n] out of a whole tensor, filled up with zeros.
+
+        DeepSpeed's own setter of whole tensors fails on the last rank where a parameter does not
+        divide over the ranks (0.19.8).
+        """
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        first = size * self._engine.optimizer._get_param_partition_rank(parameter)
+
+        def cut(whole: Tensor) -> Tensor:
+            part = whole.flatten()[first : first + size]
+            return nn.functional.pad(part, (0, size - part.numel()))
+
+        return cut
 
     @property
     def num_updates(self) -> int:

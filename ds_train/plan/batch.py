@@ -15,7 +15,7 @@ from ds_train.errors import ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The numbers of one optimizer step; global = dp_size x micro x accumulation."""
+    """The numbers of one optimizer step; global = dp_size x micro x accumulation - empty."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -23,6 +23,8 @@ class BatchPlan:
     world_size: int
     sequence_parallel_size: int = 1
     """Ranks that share each row."""
+    num_empty_rows: int = 0
+    """Where the global batch does not divide (train.allow_empty_rows)."""
 
     @property
     def dp_size(self) -> int:
@@ -36,7 +38,10 @@ class BatchPlan:
             _count(self.micro_batch_size, "row", "rows"),
             _count(self.accumulation_steps, "micro-batch", "micro-batches"),
         )
-        return f"{' x '.join(parts)} = {_count(self.global_batch_size, 'row', 'rows')} per step"
+        rows = _count(self.global_batch_size, "row", "rows")
+        if self.num_empty_rows:
+            rows = f"{rows} and {self.num_empty_rows:,} empty"
+        return f"{' x '.join(parts)} = {rows} per step"
 
 
 def batch_arithmetic(config: RunConfig, world_size: int) -> BatchPlan:
@@ -52,10 +57,12 @@ def batch_arithmetic(config: RunConfig, world_size: int) -> BatchPlan:
     if train.global_batch_size is None:
         steps = train.gradient_accumulation_steps or 1
         return BatchPlan(dp_size * micro * steps, micro, steps, world_size, share)
-    steps, rest = divmod(train.global_batch_size, dp_size * micro)
-    if rest:
+    per_round = dp_size * micro
+    if train.global_batch_size % per_round and not train.allow_empty_rows:
         raise ConfigError(_does_not_divide(train.global_batch_size, micro, dp_size, share))
-    return BatchPlan(train.global_batch_size, micro, steps, world_size, share)
+    num_empty = -train.global_batch_size % per_round
+    steps = (train.global_batch_size + num_empty) // per_round
+    return BatchPlan(train.global_batch_size, micro, steps, world_size, share, num_empty)
 
 
 def shares_unevenly(share: int, world_size: int) -> str:
@@ -82,7 +89,11 @@ def _does_not_divide(global_batch: int, micro: int, dp_size: int, share: int) ->
     if fitting := _nearest_micro(global_batch, micro, dp_size):
         sizes = " or ".join(str(size) for size in fitting)
         return f"{message}; or set train.per_device_train_batch_size to {sizes}."
-    return f"{message}; no per_device_train_batch_size divides it over {holders}."
+    empty = _count(-global_batch % unit, "row", "rows")
+    return (
+        f"{message}; no per_device_train_batch_size divides it over {holders}. Or set "
+        f"train.allow_empty_rows, which adds {empty} without content to each step."
+    )
 
 
 def _nearest_micro(global_batch: int, micro: int, dp_size: int) -> list[int]:

@@ -29,6 +29,7 @@ _FREE = {
     "train.per_device_train_batch_size",
     "train.per_device_eval_batch_size",
     "train.global_batch_size",
+    "train.allow_empty_rows",
     "train.gradient_accumulation_steps",
     "train.rollback",
 }

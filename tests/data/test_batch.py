@@ -104,9 +104,16 @@ def test_unpacked_rows_are_dealt_by_length() -> None:
     assert sizes == [[[8, 6], [4, 2]], [[7, 5], [3, 1]]]
 
 
-def test_rows_that_do_not_divide_are_a_defect() -> None:
-    with pytest.raises(ValueError, match="3 rows, not a multiple of 2 x 1"):
-        share_of_rank(STORE, [EMPTY] * 3, rank=0, dp_size=2, micro_batch_size=1, packing=True)
+def test_rows_that_do_not_divide_are_filled_up_with_empty_ones() -> None:
+    rows = [np.array([i]) for i in range(3)]
+    for packing in (True, False):
+        shares = [
+            share_of_rank(STORE, rows, rank=rank, dp_size=2, micro_batch_size=1, packing=packing)
+            for rank in range(2)
+        ]
+        assert [len(share) for share in shares] == [2, 2]
+        dealt = [row.tolist() for share in shares for micro in share for row in micro]
+        assert sorted(dealt) == [[], [0], [1], [2]]
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -267,6 +267,24 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     return plan
 
 
+def chain_plan(folder: Path, stage: int, stop_after: int | None) -> list[dict[str, Any]]:
+    """One start of the runs that move from one number of ranks to the next, some steps each; with
+    the last start the undisturbed runs."""
+    plan = []
+    for family, changes in FAMILIES.items():
+        layout = {
+            **changes,
+            "train.max_steps": 8,
+            "train.per_device_train_batch_size": 1,
+            "train.allow_empty_rows": True,
+            "engine.preset": f"zero{stage}",
+        }
+        plan.append(scenario(folder, f"{family}-chain", layout, stop_after=stop_after))
+        if stop_after is None:
+            plan.append(scenario(folder, f"{family}-whole", layout))
+    return plan
+
+
 def one_rank_plan(folder: Path) -> list[dict[str, Any]]:
     """What one rank trains, after the two have ended."""
     plan = []

@@ -11,12 +11,26 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from distributed import scenarios
-from distributed.conftest import Results
+from distributed.conftest import Results, launch
 from ds_train.checkpoint.checksums import find_damage
 from ds_train.checkpoint.folder import complete_checkpoints
 from ds_train.paths import RunPaths
 
 pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Results of the last of four starts of the same runs, and of undisturbed ones beside it."""
+    folder = tmp_path_factory.mktemp("chain")
+    scenarios.write_inputs(folder)
+    results: Results = {}
+    for number, (num_ranks, stage, stop_after) in enumerate(
+        [(1, 0, 2), (2, 2, 2), (3, 3, 2), (1, 1, None)]
+    ):
+        plan = scenarios.chain_plan(folder, stage, stop_after)
+        results = launch(folder, f"start-{number}", plan, num_ranks)
+    return results
 
 
 @pytest.mark.parametrize("family", scenarios.FAMILIES)
@@ -49,6 +63,16 @@ def test_two_ranks_go_on_as_one_at_another_stage(
     whole = two_ranks[f"{family}-z{stage}-m4"]
     resumed = one_rank[f"moved-{family}-z{stage}-to-z{other}"]
     assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", scenarios.FAMILIES)
+def test_one_two_three_one_ranks_each_at_another_stage(chain: Results, family: str) -> None:
+    """Eight rows a step on three ranks: nine places, one of them empty."""
+    whole, moved = chain[f"{family}-whole"], chain[f"{family}-chain"]
+    assert len(moved["losses"]) == len(whole["losses"]) == 8
+    for key in ("losses", "evaluations"):
+        assert moved[key] == pytest.approx(whole[key], rel=1e-5)
+    assert moved["tokens"] == whole["tokens"]
 
 
 def test_another_recipe_is_refused_with_the_difference(one_rank: Results) -> None:

@@ -219,7 +219,8 @@ def test_batch_and_engine(tmp_path: Path, monkeypatch, capsys) -> None:
         (
             "train.global_batch_size=7",
             "train.global_batch_size = 7 does not divide into 2 processes x 1 row = 2. Nearest "
-            "that do: 6 or 8; no per_device_train_batch_size divides it over 2 processes.",
+            "that do: 6 or 8; no per_device_train_batch_size divides it over 2 processes. Or set "
+            "train.allow_empty_rows, which adds 1 row without content to each step.",
         ),
         (
             "engine.preset=zero_3",

@@ -47,7 +47,8 @@ def test_sum_in_words() -> None:
             1,
             2,
             "train.global_batch_size = 7 does not divide into 2 processes x 1 row = 2. "
-            "Nearest that do: 6 or 8; no per_device_train_batch_size divides it over 2 processes.",
+            "Nearest that do: 6 or 8; no per_device_train_batch_size divides it over 2 processes. "
+            "Or set train.allow_empty_rows, which adds 1 row without content to each step.",
         ),
         (
             4,
@@ -98,7 +99,8 @@ def test_ranks_that_share_rows_count_as_one(make) -> None:
             4,
             "train.global_batch_size = 5 does not divide into 2 groups of 2 processes that share "
             "rows x 4 rows = 8. Nearest that do: 8; no per_device_train_batch_size divides it over "
-            "2 groups of 2 processes that share rows.",
+            "2 groups of 2 processes that share rows. Or set train.allow_empty_rows, which adds 3 rows "
+            "without content to each step.",
         ),
     ],
 )
