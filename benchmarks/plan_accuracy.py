@@ -39,6 +39,7 @@ OPERATIONS = {
     "all_reduce": "all_reduce",
     "all_gather_into_tensor": "all_gather",
     "reduce_scatter_tensor": "reduce_scatter",
+    "all_to_all_single": "all_to_all",
 }
 SMALL = 16
 """Bytes of the messages about overflow and norm, which the plan leaves out."""

@@ -65,6 +65,7 @@ def case(
     checkpointing: bool = False,
     zero: dict[str, Any] | None = None,
     steps: int = 3,
+    share: int = 1,
 ) -> Case:
     """One run."""
     adapter = {"method": method, **({"r": 8} if method == "lora" else {})}
@@ -86,7 +87,11 @@ def case(
             "per_device_train_batch_size": micro,
             "max_steps": steps,
         },
-        "engine": {"preset": f"zero{stage}", "overrides": {"zero_optimization": zero or {}}},
+        "engine": {
+            "preset": f"zero{stage}",
+            "overrides": {"zero_optimization": zero or {}},
+            "sequence_parallel_size": share,
+        },
         "report": {"progress": "none"},
     }
     return {"name": name, "ranks": ranks, "recipe": recipe}
@@ -108,6 +113,11 @@ def traffic_cases(folder: Path) -> list[Case]:
                 name = f"{method}-zero3-{label}{'-recompute' if recompute else ''}"
                 again = {"checkpointing": recompute, "steps": 5}
                 cases.append(case(folder, name, "llama", method, 3, zero=zero, **again))
+        for stage, recompute in ((2, False), (3, True)):
+            name = f"{method}-zero{stage}-shared{'-recompute' if recompute else ''}"
+            again = {"checkpointing": recompute, "steps": 2, "share": 2, "dtype": "bf16"}
+            zero = SHARD_ALL if stage == 3 else None
+            cases.append(case(folder, name, "llama", method, stage, zero=zero, **again))
         persist = {**NO_REUSE, "stage3_param_persistence_threshold": 5000}
         for name, model, stage, zero, times in (
             (f"{method}-zero3-persistent", "llama", 3, persist, 2),

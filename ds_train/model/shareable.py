@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ds_train.plan.rules_sharing import heads_fault
+
 SETTING = "engine.sequence_parallel_size"
 _LAYERS = {"full_attention", "sliding_attention"}
 _BY_LENGTH = {"dynamic", "longrope"}
@@ -16,16 +18,10 @@ def why_not_shared(text: Any, attention: str | None, size: int) -> str | None:
         text: the config of the decoder.
         attention: its implementation; None where it is not chosen yet.
     """
-    heads = text.num_attention_heads
+    if fault := heads_fault(text.num_attention_heads, size):
+        return fault
     problem = None
-    if heads % size:
-        fitting = [one for one in range(1, heads + 1) if heads % one == 0]
-        sizes = ", ".join(str(one) for one in fitting)
-        problem = (
-            f"must divide the model's {heads} attention heads, which the ranks share out; "
-            f"sizes that do: {sizes}."
-        )
-    elif attention is not None and attention != "sdpa" and "flash" not in attention:
+    if attention is not None and attention != "sdpa" and "flash" not in attention:
         problem = (
             f"the attention {attention!r} needs a mask of all positions, which no rank holds; "
             "set model.attn_implementation: sdpa (or a flash one), or take another model."

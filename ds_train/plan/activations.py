@@ -10,7 +10,9 @@ Counted from what each kind of module keeps for its gradient (as transformers 5 
     layernorm          input, mean and deviation
     attention          queries, keys and values with as many heads as the queries, output, one
                        number a head; with packing a row of the mask. Without a fused kernel the
-                       scores: heads x length, several times
+                       scores: heads x length, several times. Where ranks share rows, all of it for
+                       their heads and the whole row, without a mask, keys and values as many as
+                       there are, and the output once more
     feed-forward       gated: gate, its activation, the other branch; else the activation's input
 
 `tests/plan/test_activations.py` compares this with the tensors that autograd really keeps.
@@ -18,6 +20,7 @@ Counted from what each kind of module keeps for its gradient (as transformers 5 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ds_train.config.run import RunConfig
@@ -56,10 +59,10 @@ class Activations:
 def activations(
     trainable: Trainable, config: RunConfig, rows: int, length: int, *, on_cpu: bool = False
 ) -> Activations:
-    """Of `rows` rows of `length` tokens.
+    """Of `rows` rows of `length` tokens, on each of the ranks that share them.
 
     Args:
-        rows: of one micro-batch; length: tokens of a row, virtual ones included.
+        rows: of one micro-batch; length: tokens of a whole row, virtual ones included.
         on_cpu: torch has no fused attention there with dropout, or with values of other width.
     """
     shape, w = trainable.shape, 4 if config.model.dtype == "fp32" else 2
@@ -74,7 +77,7 @@ def activations(
             layers.setdefault(unit.layer, []).append(unit)
         elif id(unit) in needed:
             outside += counter.outside(unit)
-    tokens = rows * length
+    tokens = rows * -(-length // config.engine.sequence_parallel_size)
     seen: dict[object, float] = {}  # most layers are alike
     of_layers = []
     for some in layers.values():
@@ -113,7 +116,10 @@ class _Counter:
         self.on_cpu = on_cpu
         attention = config.model.attn_implementation
         self.eager = attention == "eager" or (attention is None and shape.model_type in EAGER)
-        self.masked = config.data.packing and "flash" not in (attention or "")
+        self.share = config.engine.sequence_parallel_size
+        self.shared = self.share > 1
+        flash = "flash" in (attention or "")
+        self.masked = config.data.packing and not flash and not self.shared
 
     def outside(self, unit: Unit) -> float:
         module = unit.parameters[0].module
@@ -158,8 +164,9 @@ class _Counter:
         modules = {one.owner: one.parameters[0].module for one in trained}
         groups = _shared_inputs(list(modules.values()))
         total = sum(self.w * width for width in groups)
-        # the attention's output is kept by the attention itself, and is the next layer's input
-        if trained and trained[0].stage == 2 and not self.eager:
+        # the attention's output is kept by the attention itself, and is the next layer's input,
+        # unless ranks have exchanged it
+        if trained and trained[0].stage == 2 and not self.eager and not self.shared:
             total -= self.w * max(groups, default=0)
         return total + sum(self._adapter(one) for one in adapted)
 
@@ -192,6 +199,10 @@ class _Counter:
         fused = any(one.name.endswith("query_key_value") for one in shape.modules)
         mask = w * self.length if self.masked else 0
         wide = 6 * queries if fused else 2 * (queries + values)
+        if self.shared and queries == values and shape.head_dim <= 256:
+            # without a mask kernels take fewer key heads than query heads as they are
+            copies = self.share // math.gcd(self.share, shape.num_kv_heads)
+            wide = 2 * queries + 2 * copies * shape.num_kv_heads * shape.head_dim
         return w * wide + 4 * shape.num_heads + mask + dropped
 
     def _feedforward(self, needed: list[Unit]) -> float:

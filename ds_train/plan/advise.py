@@ -17,6 +17,7 @@ from ds_train.config.run import RunConfig
 from ds_train.errors import InputError
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.estimate import PRESETS, Estimate, estimate, with_preset
+from ds_train.plan.rules_sharing import sharing_rules
 from ds_train.plan.shapes import ModelShape
 from ds_train.plan.trainable import choose
 from ds_train.units import format_bytes
@@ -100,12 +101,14 @@ def smallest_change(
     """The fewest settings that make it fit, and of these the fastest; None where nothing does.
 
     Tried are checkpointing of activations, smaller micro-batches (of the same global batch), the
-    presets that need less memory, and at last shorter rows.
+    presets that need less memory, ranks that share rows, and only where none of these is enough
+    shorter rows, which train something else.
     """
     best: dict[int, list[tuple[float, Change]]] = {}
     trainable = choose(shape, config.adapter)
     for number, (settings, changed) in enumerate(_variants(config, cluster)):
-        if best and min(best) <= len(settings) - 1:
+        shorter = changed.data.max_length < config.data.max_length
+        if best and (shorter or min(best) <= len(settings) - 1):
             break
         try:
             found = estimate(changed, shape, cluster, utilisation, trainable)
@@ -145,9 +148,24 @@ def _variants(config: RunConfig, cluster: Cluster) -> Iterator[tuple[tuple[str, 
         if texts:
             every.append((tuple(texts), config.model_copy(update=update)))
     shortened = [one for one in every if any("max_length" in text for text in one[0])]
-    others = [one for one in every if one not in shortened]
+    others = [one for one in every if one not in shortened] + list(_sharing(config, cluster))
     yield from sorted(others, key=lambda one: len(one[0]))
     yield from sorted(shortened, key=lambda one: (len(one[0]), -one[1].data.max_length))
+
+
+def _sharing(config: RunConfig, cluster: Cluster) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
+    """Rows that neighbours within a node share, which changes nothing of what is trained."""
+    sizes = [size for size in (2, 4, 8) if cluster.gpus % size == 0]
+    for size in sizes:
+        if size <= config.engine.sequence_parallel_size:
+            continue
+        engine = config.engine.model_copy(update={"sequence_parallel_size": size})
+        for text, update in _micro(config, cluster):
+            train = config.train.model_copy(update=update)
+            changed = config.model_copy(update={"engine": engine, "train": train})
+            if not list(sharing_rules(changed)):
+                texts = (f"engine.sequence_parallel_size: {size}", text)
+                yield tuple(one for one in texts if one), changed
 
 
 def _micro(config: RunConfig, cluster: Cluster) -> list[tuple[str, dict[str, Any]]]:

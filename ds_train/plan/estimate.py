@@ -15,6 +15,7 @@ from ds_train.plan.disk import checkpoint_bytes, disk_bytes
 from ds_train.plan.ds_config import resolve_ds_config
 from ds_train.plan.memory import Memory, memory_of
 from ds_train.plan.rules_engine import offload_rules, zero_rules
+from ds_train.plan.rules_sharing import heads_fault
 from ds_train.plan.setting import Setting
 from ds_train.plan.shapes import ModelShape
 from ds_train.plan.trainable import Trainable, choose
@@ -155,6 +156,8 @@ def estimate(
     `trainable`: what trains, where it is known already.
     """
     faults = [*zero_rules(config, cluster.world_size), *offload_rules(config)]
+    if fault := heads_fault(shape.num_heads, config.engine.sequence_parallel_size):
+        faults.append(fault)
     if faults:
         raise ConfigError(faults)
     batch = batch_arithmetic(config, cluster.world_size)

@@ -81,6 +81,23 @@ def backward_order(units: Sequence[Unit], trainable: Trainable, *, recompute: bo
     return needed[::-1]
 
 
+def attention_passes(trainable: Trainable, *, recompute: bool) -> int:
+    """How often attention is computed for a micro-batch, all layers together.
+
+    Forward, backward where its input has a gradient, and once more where it is recomputed.
+    """
+    units = forward_order(trainable)
+    needed = {id(one) for one in backward_order(units, trainable, recompute=recompute)}
+    # from the first module that needs its gradient on, every output has one
+    begins = min((i for i, one in enumerate(units) if id(one) in needed), default=len(units))
+    outputs: dict[int, int] = {}
+    for index, one in enumerate(units):
+        if one.layer is not None and one.stage >= 2:
+            outputs.setdefault(one.layer, index)  # the module right after attention
+    backward = sum(begins < index for index in outputs.values())
+    return len(outputs) * (2 if recompute else 1) + backward
+
+
 def _place(unit: Unit) -> tuple[int, int]:
     return unit.layer or 0, unit.stage
 

@@ -36,3 +36,14 @@ def sharing_rules(config: RunConfig) -> Iterator[str]:
             f"{name} with model.attn_implementation = {attention}: it needs a mask of all "
             f"positions, which no rank holds; set model.attn_implementation: sdpa, or {remedy}."
         )
+
+
+def heads_fault(num_heads: int, size: int) -> str | None:
+    """The message where a model's attention heads can't be shared out; None where they can."""
+    if num_heads % size == 0:
+        return None
+    fitting = [str(one) for one in range(1, num_heads + 1) if num_heads % one == 0]
+    return (
+        f"engine.sequence_parallel_size = {size} must divide the model's {num_heads} attention "
+        f"heads, which the ranks share out; sizes that do: {', '.join(fitting)}."
+    )

@@ -75,9 +75,14 @@ class Setting:
         return self.config.data.max_length + virtual
 
     @property
+    def share(self) -> int:
+        """Ranks that share each row."""
+        return self.batch.sequence_parallel_size
+
+    @property
     def tokens(self) -> int:
-        """Of one micro-batch of one rank."""
-        return self.rows * self.length
+        """Of one micro-batch on one rank: its part of the rows."""
+        return self.rows * -(-self.length // self.share)
 
     def offloads(self, what: str) -> str:
         """none, cpu or nvme, for `optimizer` or `param`."""

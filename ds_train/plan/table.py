@@ -148,8 +148,8 @@ def advice(one: Estimate, choice: tuple[str, str] | None, change: Change | None)
     if one.fits is False and change is None:
         return [
             "It fits with none of: activation checkpointing, smaller micro-batches, another "
-            "preset, rows down to an eighth. Take more or larger GPUs, or an adapter with "
-            "model.quantization: nf4."
+            "preset, GPUs of a node that share rows, rows down to an eighth. Take more or larger "
+            "GPUs, or an adapter with model.quantization: nf4."
         ]
     if one.fits is False and change is not None:
         peak = format_bytes(change.estimate.memory.peak)

@@ -3,7 +3,7 @@
 A ring moves per rank, for a payload of S bytes on n ranks (Patarasuk and Yuan, JPDC 2009; the
 `busbw` of nccl-tests):
 
-    all_reduce  2 (n - 1) / n S        all_gather, reduce_scatter  (n - 1) / n S
+    all_reduce  2 (n - 1) / n S        all_gather, reduce_scatter, all_to_all  (n - 1) / n S
 
 Payloads, for T trained elements, c bytes a gradient on its way, w bytes a weight, k micro-batches:
 
@@ -13,20 +13,29 @@ Payloads, for T trained elements, c bytes a gradient on its way, w bytes a weigh
     stage 3   k x all_gather w (what a micro-batch gathers, zero3_trace.py), all_gather w (what is
               never sharded), k x reduce_scatter c T (once where reductions wait)
 
+Where s ranks share each row of t tokens, every layer exchanges heads for positions before its
+attention and back after it (Jacobs et al., "DeepSpeed Ulysses", arXiv 2309.14509, section 3), again
+for the gradients and for what is recomputed. A rank's payload, for b rows, h query and g key heads
+of size d (r = s / gcd(s, g) copies of the latter, so that they divide):
+
+    before    w b ceil(t / s) (h + 2 r g) d          after     w b ceil(t / s) h d
+
 DeepSpeed 0.19 reduces with all_reduce at stage 2 too. Its communication logger counts a gather by
 the part of one rank, S / n: `logged`. Compared with it in `benchmarks/results/plan_accuracy.md`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ds_train.plan.execution import attention_passes
 from ds_train.plan.setting import Setting
 from ds_train.plan.zero3_trace import Gathers
 
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 LATENCY_SECONDS = 2e-5
 """Of one call; NCCL's small messages take 10 to 30 microseconds within a node. An assumption."""
 
@@ -63,7 +72,26 @@ def collectives(setting: Setting, gathers: Gathers | None) -> list[Collective]:
     """Those of one optimizer step; empty on one rank."""
     if setting.world_size == 1:
         return []
-    return [one for one in _all(setting, gathers) if one.payload]
+    found = [*_all(setting, gathers), *_exchanges(setting)]
+    return [one for one in found if one.payload]
+
+
+def _exchanges(setting: Setting) -> Iterator[Collective]:
+    """Heads for positions, between the ranks of a row."""
+    share, shape = setting.share, setting.trainable.shape
+    if share == 1:
+        return
+    passes = attention_passes(
+        setting.trainable, recompute=setting.config.model.gradient_checkpointing
+    )
+    calls = setting.batch.accumulation_steps * passes
+    queries, values = shape.attention_widths
+    copies = share // math.gcd(share, shape.num_kv_heads)
+    key_heads = copies * shape.num_kv_heads / shape.num_heads
+    before = round(queries + key_heads * (queries + values))
+    a_token = calls * setting.width * setting.tokens
+    yield Collective("all_to_all", "queries, keys, values", a_token * before, calls, share)
+    yield Collective("all_to_all", "attention's output", a_token * values, calls, share)
 
 
 def _all(setting: Setting, gathers: Gathers | None) -> Iterator[Collective]:

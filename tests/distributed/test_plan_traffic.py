@@ -16,6 +16,7 @@ pytestmark = pytest.mark.distributed
 NAMES = (
     *("full-zero1-bf16", "full-zero2-fp32", "full-zero3-fp32"),
     *("lora-zero2-bf16", "lora-zero3-no-reuse-recompute"),
+    *("full-zero2-shared", "lora-zero3-shared-recompute"),
 )
 
 

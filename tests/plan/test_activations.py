@@ -6,19 +6,24 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ds_train.config.adapter import AdapterConfig
 from ds_train.config.run import RunConfig
+from ds_train.data.batch import Batch
+from ds_train.data.slice import slice_batch
 from ds_train.model.adapter import choose_trainable
 from ds_train.model.head import LanguageModel
+from ds_train.model.shared_rows import share_rows
 from ds_train.plan.activations import activations
 from ds_train.plan.count import shape_of
 from ds_train.plan.trainable import choose
 
 ROWS, LENGTH = 2, 64
+NOBODY: Any = np.empty(0, dtype=np.int64)
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 160,
@@ -63,8 +68,14 @@ def sizes_of(model_type: str, num_layers: int) -> dict[str, Any]:
     return {**SIZES, **OWN.get(model_type, {}), "num_hidden_layers": num_layers}
 
 
-def kept_bytes(model_type: str, num_layers: int, method: str, dtype: str, recompute: bool) -> int:
-    """Of all tensors that a forward pass saves, parameters left out, each storage once."""
+def kept_bytes(
+    model_type: str, num_layers: int, method: str, dtype: str, recompute: bool, share: int = 1
+) -> int:
+    """Of all tensors that a forward pass saves, parameters left out, each storage once.
+
+    With `share` on the first of so many ranks that hold each row; what the others would send does
+    not matter here.
+    """
     sizes = sizes_of(model_type, num_layers)
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
@@ -73,6 +84,9 @@ def kept_bytes(model_type: str, num_layers: int, method: str, dtype: str, recomp
     if recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
+    shared = None
+    if share > 1:
+        shared = share_rows(model, share, lambda received, sent: received.copy_(sent))
     parameters = {one.untyped_storage().data_ptr() for one in model.parameters()}
     saved: dict[int, int] = {}
     alive = []
@@ -88,16 +102,31 @@ def kept_bytes(model_type: str, num_layers: int, method: str, dtype: str, recomp
     positions = (torch.arange(LENGTH) % (LENGTH // 2))[None].expand(ROWS, -1).contiguous()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one))
-        LanguageModel(model).train()(ids, ids, positions, num_supervised=ids.numel())
+        batch = Batch(ids, ids, positions, NOBODY, NOBODY, ROWS, ids.numel())
+        if shared is not None:
+            batch = slice_batch(batch, 0, share)
+            shared.rows = batch.whole
+        LanguageModel(model).train()(
+            batch.input_ids, batch.labels, batch.position_ids, batch.num_supervised
+        )
     return sum(saved.values())
 
 
 def planned(
-    make: Callable[..., RunConfig], model_type: str, num_layers: int, method: str, dtype: str
+    make: Callable[..., RunConfig],
+    model_type: str,
+    num_layers: int,
+    method: str,
+    dtype: str,
+    share: int = 1,
 ) -> Any:
     raw = AutoConfig.for_model(model_type, **sizes_of(model_type, num_layers)).to_dict()
     adapter = {"method": method, **({"r": 4} if method == "lora" else {})}
-    config = make(model={"name_or_path": "x", "dtype": dtype}, adapter=adapter)
+    config = make(
+        model={"name_or_path": "x", "dtype": dtype},
+        adapter=adapter,
+        engine={"sequence_parallel_size": share},
+    )
     return activations(choose(shape_of(raw), config.adapter), config, ROWS, LENGTH, on_cpu=True)
 
 
@@ -107,6 +136,18 @@ def test_what_a_layer_keeps(
 ) -> None:
     real = [kept_bytes(model_type, layers, method, dtype, False) for layers in (2, 3)]
     plan = [planned(make, model_type, layers, method, dtype).all_layers for layers in (2, 3)]
+    assert plan[1] - plan[0] == pytest.approx(real[1] - real[0], rel=error)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method", "error"),
+    [("llama", "full", 0.01), ("llama", "lora", 0.01), ("qwen3", "full", 0.01)],
+)
+def test_what_a_layer_keeps_of_shared_rows(
+    make: Callable[..., RunConfig], model_type: str, method: str, error: float
+) -> None:
+    real = [kept_bytes(model_type, layers, method, "bf16", False, share=2) for layers in (2, 3)]
+    plan = [planned(make, model_type, layers, method, "bf16", 2).all_layers for layers in (2, 3)]
     assert plan[1] - plan[0] == pytest.approx(real[1] - real[0], rel=error)
 
 

@@ -241,3 +241,38 @@ def test_the_smallest_change_is_one_setting_where_one_will_do(make: Make) -> Non
     assert len(change.settings) == 1
     tiny = Cluster("tiny", 1, 8, gpu_memory=2**30, host_memory=2**33)
     assert smallest_change(big(make), shape, tiny, 0.4) is None
+
+
+def test_long_rows_are_shared_before_they_are_cut(make: Make) -> None:
+    """80 GB and rows of 131,072 tokens: what does not fit is the activations of one row."""
+    long = {"max_length": 131_072}
+    config = big(make, data=long, train={"per_device_train_batch_size": 1})
+    whole = estimate(config, shape_of(LLAMA_8B), read_cluster("8xh100"))
+    assert whole.fits is False
+    change = smallest_change(config, shape_of(LLAMA_8B), read_cluster("8xh100"), 0.4)
+    assert change is not None
+    assert change.settings == ("engine.sequence_parallel_size: 2",)
+    kept = change.estimate.memory.activations.layer_inputs
+    assert kept * 2 == whole.memory.activations.layer_inputs
+
+
+def test_shared_rows_divide_what_a_rank_keeps_and_add_exchanges(make: Make) -> None:
+    shape, cluster = shape_of(LLAMA_8B), read_cluster("8xh100")
+    whole = estimate(big(make), shape, cluster)
+    config = big(make, engine={"preset": "zero3", "sequence_parallel_size": 8})
+    shared = estimate(config, shape, cluster)
+    assert shared.compute == whole.compute
+    assert shared.setting.batch.accumulation_steps == 16  # one group of 8, 4 rows at once
+    before, after = (one for one in shared.collectives if one.operation == "all_to_all")
+    # 32 layers, forward, recomputed and backward; 8 key heads of 128 beside 32 query heads; bf16
+    assert before.calls == after.calls == 16 * 32 * 3
+    elements = before.calls * 4 * config.data.max_length // 8 * 128
+    assert after.payload == 2 * elements * 32
+    assert before.payload == 2 * elements * (32 + 2 * 8)
+    assert after.sent == after.payload * 7 // 8
+
+
+def test_heads_that_do_not_divide_are_refused(make: Make) -> None:
+    config = big(make, engine={"preset": "zero3", "sequence_parallel_size": 6})
+    with pytest.raises(ConfigError, match="must divide the model's 32 attention heads"):
+        estimate(config, shape_of(LLAMA_8B), Cluster("six", 1, 6, gpu_memory=2**36))
