@@ -99,8 +99,8 @@ def test_ranks_that_share_rows_count_as_one(make) -> None:
             4,
             "train.global_batch_size = 5 does not divide into 2 groups of 2 processes that share "
             "rows x 4 rows = 8. Nearest that do: 8; no per_device_train_batch_size divides it over "
-            "2 groups of 2 processes that share rows. Or set train.allow_empty_rows, which adds 3 rows "
-            "without content to each step.",
+            "2 groups of 2 processes that share rows. Or set train.allow_empty_rows, which adds "
+            "3 rows without content to each step.",
         ),
     ],
 )
