@@ -80,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         "score": _score,
         "export-curriculum": _export_curriculum,
         "plan": _plan,
+        "tune": _tune,
         "doctor": _doctor,
         "train": _train,
         "launch": _launch,
@@ -120,16 +121,37 @@ def _plan(args: argparse.Namespace) -> int:
         from ds_train.plan.measure import measure_command
 
         return measure_command(args.recipe, args.overrides, args.json)
+    from ds_train.cli_cluster import CLUSTER_OPTIONS
     from ds_train.plan.command import plan_command
 
-    names = ("nodes", "gpus", "gpu_memory", "intra", "inter", "host_memory", "host_link", "nvme")
     return plan_command(
         args.recipe,
         args.overrides,
         cluster=args.cluster,
-        options={name: getattr(args, name) for name in names},
+        options={name: getattr(args, name) for name in CLUSTER_OPTIONS},
         utilisation=args.utilisation,
         json_path=args.json,
+    )
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from ds_train.cli_cluster import CLUSTER_OPTIONS
+    from ds_train.tune.command import TuneOptions, tune_command
+
+    return tune_command(
+        args.recipe,
+        args.overrides,
+        cluster=args.cluster,
+        cluster_options={name: getattr(args, name) for name in CLUSTER_OPTIONS},
+        options=TuneOptions(
+            num_trials=args.trials,
+            num_steps=args.steps,
+            num_rounds=args.rounds,
+            trial_seconds=60.0 * args.minutes,
+            output=args.output,
+            in_place=args.in_place,
+            json_path=args.json,
+        ),
     )
 
 

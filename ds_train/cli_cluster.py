@@ -8,6 +8,58 @@ from collections.abc import Callable
 TARGETS = ("ssh", "per-node", "slurm", "kubernetes", "mpi")
 
 
+CLUSTER_OPTIONS = (
+    *("nodes", "gpus", "gpu_memory", "intra", "inter", "host_memory", "host_link", "nvme"),
+)
+"""What describes machines on the command line."""
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Options that say what the machines are."""
+    parser.add_argument(
+        "--cluster", metavar="NAME|FILE", help="of ds_configs/clusters/, or a file like these"
+    )
+    parser.add_argument("--nodes", type=count, help="machines")
+    parser.add_argument("--gpus", type=count, help="of each machine")
+    parser.add_argument("--gpu-memory", metavar="80GiB", help="of one GPU")
+    parser.add_argument(
+        "--intra", metavar="900GB/s", help="link of a GPU inside its node, both ways together"
+    )
+    parser.add_argument(
+        "--inter", metavar="50GB/s", help="network of a node for each of its GPUs, each way"
+    )
+    parser.add_argument("--host-memory", metavar="1TiB", help="of one machine")
+    parser.add_argument(
+        "--host-link", metavar="32GB/s", help="between a GPU and its host, each way"
+    )
+    parser.add_argument("--nvme", metavar="6GB/s", help="disks of a node, reading or writing")
+
+
+def add_tune_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Options of `ds-train tune`."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--output", metavar="FILE", help="the new recipe; NAME.tuned.yaml if left out"
+    )
+    where.add_argument("--in-place", action="store_true", help="change the recipe itself")
+    parser.add_argument(
+        "--trials", type=count, default=12, metavar="N", help="settings to try (default 12)"
+    )
+    parser.add_argument(
+        "--steps", type=count, default=6, metavar="N", help="steps that count of each (default 6)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=count,
+        default=3,
+        metavar="N",
+        help="of the recipe against the best, in turns, at the end (default 3)",
+    )
+    parser.add_argument(
+        "--minutes", type=count, default=10, metavar="N", help="a trial may take (default 10)"
+    )
+
+
 def add_launch_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
     """Options of `ds-train launch`. `count` reads a whole number of at least 1."""
     parser.add_argument("--target", choices=TARGETS, required=True, help="who starts the processes")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 
 from ds_train import __version__
-from ds_train.cli_cluster import add_doctor_arguments, add_launch_arguments
+from ds_train.cli_cluster import (
+    add_cluster_arguments,
+    add_doctor_arguments,
+    add_launch_arguments,
+    add_tune_arguments,
+)
 
 _EPILOG = """\
 start here:
@@ -37,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_validate(commands)
     _add_plan(commands)
+    _add_tune(commands)
     _add_data(commands)
     _add_score(commands)
     _add_train(commands)
@@ -147,23 +153,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "ds-train plan my.yaml --cluster 8xh100 engine.preset=zero3 --json plan.json",
     )
     _add_recipe_arguments(parser)
-    parser.add_argument(
-        "--cluster", metavar="NAME|FILE", help="of ds_configs/clusters/, or a file like these"
-    )
-    parser.add_argument("--nodes", type=_count, help="machines")
-    parser.add_argument("--gpus", type=_count, help="of each machine")
-    parser.add_argument("--gpu-memory", metavar="80GiB", help="of one GPU")
-    parser.add_argument(
-        "--intra", metavar="900GB/s", help="link of a GPU inside its node, both ways together"
-    )
-    parser.add_argument(
-        "--inter", metavar="50GB/s", help="network of a node for each of its GPUs, each way"
-    )
-    parser.add_argument("--host-memory", metavar="1TiB", help="of one machine")
-    parser.add_argument(
-        "--host-link", metavar="32GB/s", help="between a GPU and its host, each way"
-    )
-    parser.add_argument("--nvme", metavar="6GB/s", help="disks of a node, reading or writing")
+    add_cluster_arguments(parser, _count)
     parser.add_argument(
         "--utilisation",
         type=_share,
@@ -176,6 +166,21 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         action="store_true",
         help="train a few layers on one device of this machine, and compare with the plan",
     )
+
+
+def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "tune",
+        "find the quickest stage, micro-batch, checkpointing and buckets by short real runs",
+        "ds-train tune my.yaml                       writes my.tuned.yaml\n"
+        "ds-train tune my.yaml --in-place --trials 20\n"
+        "ds-train tune my.yaml --cluster 8xh100 --json tune.json",
+    )
+    _add_recipe_arguments(parser)
+    add_tune_arguments(parser, _count)
+    add_cluster_arguments(parser, _count)
+    parser.add_argument("--json", metavar="FILE", help="write every number to this file")
 
 
 def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

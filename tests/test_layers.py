@@ -70,6 +70,7 @@ LAYERS: dict[str, int] = {
     "ds_train.score": 6,
     "ds_train.compare": 6,
     "ds_train.transfer": 6,
+    "ds_train.tune": 6,
     # 7
     "ds_train.cli": 7,
     "ds_train.cli_cluster": 7,

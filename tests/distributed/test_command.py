@@ -19,8 +19,10 @@ import yaml
 from distributed import scenarios
 from distributed.conftest import Results
 from ds_train.checkpoint.folder import complete_checkpoints
+from ds_train.config.load import load_recipe
 from ds_train.paths import RunPaths
 from ds_train.report.record import StepRecord, read_records
+from ds_train.tune.trial import Measured, run_trial, trial_recipe
 
 pytestmark = pytest.mark.distributed
 Start = Callable[..., subprocess.Popen[str]]
@@ -145,6 +147,18 @@ def test_bad_model_is_refused_before_the_launch(recipe: Path, tmp_path: Path) ->
     assert "launching" not in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_of_tune_is_measured_and_ends_without_a_checkpoint(
+    recipe: Path, tmp_path: Path
+) -> None:
+    changes = ["train.max_steps=2000", "cluster.processes_per_node=1"]
+    config = trial_recipe(load_recipe(recipe, changes), tmp_path / "trial")
+    found = run_trial(config, tmp_path / "trial", num_steps=3, most_seconds=120)
+    assert isinstance(found, Measured), found
+    assert found.seconds > 0 and found.tokens_per_second > 0 and found.peak_bytes > 0
+    assert complete_checkpoints(RunPaths(tmp_path / "trial")) == []
+    assert ranks_of(tmp_path / "trial" / "trial.yaml") == []
 
 
 def test_by_hand_with_the_deepspeed_command(recipe: Path, tmp_path: Path) -> None:
