@@ -195,7 +195,7 @@ def _gain(verdict: Verdict) -> str:
         return "the recipe itself did not run"
     low, high = min(verdict.ratios), max(verdict.ratios)
     return (
-        f"{verdict.speedup:.2f} times as quick as before ({low:.2f} to {high:.2f}, rounds in turns: "
+        f"{verdict.speedup:.2f} times as quick as before ({low:.2f} to {high:.2f}, in turns: "
         f"{len(verdict.ratios)})"
     )
 

@@ -112,11 +112,10 @@ def _steps(folder: Path) -> list[StepRecord]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """A second SIGTERM tells `ds-train train` to kill its ranks instead of letting them save."""
-    for _ in range(2):
+    """A second signal tells `ds-train train` to kill its ranks instead of letting them save."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # two of a kind could become one
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            time.sleep(2 * _POLL_SECONDS)
+            process.send_signal(number)
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
