@@ -195,9 +195,9 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(show_command(launch.command))
         return 0
-    from ds_train.train.start import start_training
+    from ds_train.train.restart import train_to_the_end
 
-    return start_training(launch)
+    return train_to_the_end(args.recipe, args.overrides, args.launcher_args)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -224,9 +224,14 @@ def _train_as_rank(args: argparse.Namespace) -> int:
 
     stop_with_launcher()
     from ds_train.config.load import load_recipe
-    from ds_train.train.loop import run
 
-    return run(load_recipe(args.recipe, args.overrides))
+    config = load_recipe(args.recipe, args.overrides)
+    from ds_train.launch.watchdog import watched
+
+    with watched(Path(config.output_dir), config.cluster.hang_seconds):
+        from ds_train.train.loop import run  # torch: seconds in which a rank may be lost already
+
+        return run(config)
 
 
 def _compare(args: argparse.Namespace) -> int:

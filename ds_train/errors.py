@@ -83,4 +83,11 @@ class RolledBack(TrainingDiverged):
 
 
 class RunFailed(DsTrainError):
-    """A training process ended with an error of its own, which stands above this message."""
+    """A training process ended with an error of its own, which stands above this message.
+
+    `failure`: what is known of the cause (a `launch.failure.Failure`), where a launch ended.
+    """
+
+    def __init__(self, text: str, failure: Any = None) -> None:
+        super().__init__(text)
+        self.failure = failure

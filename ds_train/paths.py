@@ -91,6 +91,21 @@ class RunPaths:
         return self.root / "stop"
 
     @property
+    def ranks(self) -> Path:
+        """Folder of what each rank was last known to do; gone after a run that ended well."""
+        return self.root / "ranks"
+
+    @property
+    def hang(self) -> Path:
+        """Folder of the ranks' stacks, a folder for each time that the run hung."""
+        return self.root / "hang"
+
+    @property
+    def restarts(self) -> Path:
+        """One JSON line for each time that `ds-train train` started the run again."""
+        return self.root / "restarts.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.root / "checkpoints"

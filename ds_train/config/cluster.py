@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from ds_train.config.base import Count, Section
+from ds_train.config.base import Count, Natural, Section
 
 
 def _check_variable(text: str) -> str:
@@ -53,3 +53,12 @@ class ClusterConfig(Section):
 
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port of rank 0; a free one when left out."""
+
+    hang_seconds: Annotated[float, Field(ge=1)] | None = 1800.0
+    """End the run, with the stacks of all ranks, when there is no progress for so long: no forward
+    or backward pass, no parameter saved. At least 10 minutes before the second step; null: no
+    limit."""
+
+    restarts: Natural = 0
+    """How often `ds-train train` starts the run again by itself, from its last good checkpoint and
+    on the hosts that answer, when a rank was killed or hung, or a host or the launcher is lost."""

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -37,6 +38,7 @@ from ds_train.data.slice import slice_batch
 from ds_train.engine.pull import PullToStart
 from ds_train.engine.ranks import Ranks
 from ds_train.engine.thaw import Thaw, restart_count
+from ds_train.launch.marks import tick
 from ds_train.model.quiet import quieten_libraries
 from ds_train.model.shared_rows import SharedRows, WholeRows, share_rows
 
@@ -46,8 +48,8 @@ State = dict[str, Tensor]
 _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def start_process_group(ranks: Ranks) -> None:
-    """Join the other ranks (NCCL on GPUs, gloo on the CPU)."""
+def start_process_group(ranks: Ranks, timeout_seconds: float = 1800.0) -> None:
+    """Join the other ranks (NCCL on GPUs, gloo on the CPU); a collective may take so long."""
     _quieten(ranks)
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
@@ -61,7 +63,8 @@ def start_process_group(ranks: Ranks) -> None:
         defaults |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
         for key, value in defaults.items():
             os.environ.setdefault(key, value)
-    deepspeed.init_distributed(dist_backend=None, verbose=False)
+    timeout = timedelta(seconds=timeout_seconds)
+    deepspeed.init_distributed(dist_backend=None, verbose=False, timeout=timeout)
 
 
 def _quieten(ranks: Ranks) -> None:
@@ -173,6 +176,7 @@ class ShardedModel:
 
     def label_losses(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """`LanguageModel.forward` itself, per token; every rank has to call it as often."""
+        tick()
         losses, correct = self._engine(*args, per_token=True, **kwargs)
         return losses, correct
 
@@ -284,6 +288,7 @@ class Engine:
 
     def _forward(self, batch: Batch, *, per_token: bool = False, logprobs: bool = False) -> Any:
         self._attend_in(batch.whole)
+        tick()
         return self._engine(
             batch.input_ids,
             batch.labels,
@@ -296,6 +301,7 @@ class Engine:
     def label_losses(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """`LanguageModel.forward` itself, per token: for evaluation with inputs of another form."""
         self._attend_in(None)
+        tick()
         losses, correct = self._engine(*args, per_token=True, **kwargs)
         return losses, correct
 
@@ -310,6 +316,7 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add this loss's gradients. DeepSpeed averages over ranks, so dp_size undoes that."""
+        tick()
         self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
@@ -386,6 +393,7 @@ class Engine:
         self._create_states(None)
         keys = sorted(_tensors(self._engine.basic_optimizer.state[self._partitions()[0]]))
         for name, parameter in self.trainable():
+            tick()
             yield name, self._read_state(parameter, keys)
 
     def _read_state(self, parameter: nn.Parameter, keys: list[str]) -> State:

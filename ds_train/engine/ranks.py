@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ds_train.launch.marks import gate
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -60,6 +62,7 @@ class Ranks:
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over all ranks; a new tensor where `values` lay."""
+        gate()
         result = values.to(self.device, copy=True)
         if self.world_size > 1:
             dist.all_reduce(result)
@@ -67,6 +70,7 @@ class Ranks:
 
     def texts(self, text: str) -> list[str]:
         """Every rank's text, in the order of ranks."""
+        gate()
         texts = [text]
         if self.world_size > 1:
             texts = [""] * self.world_size
@@ -79,6 +83,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for every rank."""
+        gate()
         if self.world_size > 1:
             dist.barrier()
 

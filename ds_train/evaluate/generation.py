@@ -21,6 +21,7 @@ from ds_train.engine.ranks import Ranks
 from ds_train.errors import InputError
 from ds_train.evaluate.generation_settings import GenerationSettings, Prompt
 from ds_train.evaluate.scorer import RequestScorer
+from ds_train.launch.marks import tick
 from ds_train.model.head import LanguageModel
 
 _LOOK_BACK = 8
@@ -82,6 +83,7 @@ def generate_texts(
     found: dict[int, str] = {}
     with _own_config(model, device):
         for index in share:
+            tick()
             numbers = batches[index]
             settings = prompts[numbers[0]].settings
             rows = [kept[number] for number in numbers]

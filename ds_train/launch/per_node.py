@@ -48,10 +48,21 @@ def slots_here(cluster: ClusterConfig) -> int:
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
-    """Refuse what chooses hosts where something else has chosen them. Raises ConfigError."""
+    """Refuse what something else decides: hosts and restarts. Raises ConfigError."""
+    refuse_restarts(cluster)
     for name in ("include", "exclude"):
         if getattr(cluster, name) is not None:
             raise ConfigError(
                 f"cluster.{name}: chooses hosts of a hostfile; here the scheduler chooses the "
                 "nodes. Leave it out, or use --target ssh."
             )
+
+
+def refuse_restarts(cluster: ClusterConfig) -> None:
+    """One node of several can't start the run again for all of them. Raises ConfigError."""
+    if cluster.restarts:
+        raise ConfigError(
+            f"cluster.restarts = {cluster.restarts}: here something else starts the nodes, and "
+            "only that can start them again, as the files of ds-train launch ask Slurm and "
+            "Kubernetes to; set it to 0. The run goes on from its last checkpoint all the same."
+        )

@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from ds_train.errors import RunFailed
+from ds_train.launch.board import Board
+from ds_train.launch.failure import Ended, find_failure
 from ds_train.launch.guard import (
     PARENT_VARIABLE,
     describe_parent,
     die_with_parent,
     launcher_is_gone,
 )
+from ds_train.launch.members import ask_ranks_to_stop, end_session
 
 SAVE_SECONDS = 900.0
 """How long ranks may take to save after Ctrl-C before everything is killed."""
@@ -32,8 +33,12 @@ SAVE_SECONDS = 900.0
 EXIT_VARIABLE = "DS_TRAIN_EXIT_DIR"
 """Folder in which each local rank leaves its exit code."""
 
-_LEFTOVER_SECONDS = 30.0
+_OTHER_HOSTS_SECONDS = 30.0
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+"""Between two looks at the ranks' notes."""
+_GONE_SECONDS = 60.0
+"""A shared file system may show files for so long after they are gone."""
 
 
 def run_launcher(
@@ -44,6 +49,8 @@ def run_launcher(
     is_local: bool = True,
     stop_file: Path | None = None,
     tell_stop: bool = False,
+    board: Board | None = None,
+    hang_seconds: float | None = None,
     say: Callable[[str], object] = print,
 ) -> int:
     """Run the launcher to its end; returns 0 (also when stopped and saved) or 2 (user's input).
@@ -52,11 +59,13 @@ def run_launcher(
     was stopped, so that a scheduler knows that the run is not complete.
 
     Raises RunFailed when a rank ended otherwise. `port` names the shared memory to free;
-    `stop_file` is what ranks on other hosts look for, where no signal of ours reaches them.
+    `stop_file` is what ranks on other hosts look for, where no signal of ours reaches them;
+    `board` holds what the ranks note, and `hang_seconds` is for the message about a hang.
     """
     environment = dict(os.environ) if environment is None else dict(environment)
     with tempfile.TemporaryDirectory(prefix="ds-train-") as folder, caught_signals() as caught:
         environment |= {EXIT_VARIABLE: folder, PARENT_VARIABLE: describe_parent()}
+        oom_kills = count_oom_kills()
         process = subprocess.Popen(
             list(command),
             env=environment,
@@ -64,18 +73,29 @@ def run_launcher(
             preexec_fn=_become_launcher,
         )
         try:
-            _wait(process, caught, stop_file, say)
+            _wait(process, caught, stop_file, board, say)
         finally:
-            if stop_file is not None:
-                _end_other_hosts(process)
-            _end_session(process)
+            if stop_file is not None and process.poll() is None:
+                _end_other_hosts(process, board)
+            end_session(process)
             if port is not None:
                 remove_shared_memory(port)
             if stop_file is not None:
                 stop_file.unlink(missing_ok=True)
         if caught and (process.returncode != 0 or tell_stop):
             return 128 + caught[0]  # killed, or stopped before there was anything to save
-        return _judge(process.returncode, Path(folder) if is_local else None)
+        code = process.returncode
+        if code == 0 and _ended_well(Path(folder) if is_local else None, board):
+            if board is not None:
+                board.clear()
+            return 0
+        if code == 2:
+            return 2
+        now = count_oom_kills() if is_local else None
+        num_kills = None if oom_kills is None or now is None else now - oom_kills
+        ended = Ended(code, {}, {}, num_oom_kills=num_kills)
+        failure = find_failure(ended if board is None else board.fill_in(ended, hang_seconds))
+        raise RunFailed(str(failure), failure)
 
 
 def _become_launcher() -> None:
@@ -126,16 +146,28 @@ def _wait(
     process: subprocess.Popen[bytes],
     caught: list[int],
     stop_file: Path | None,
+    board: Board | None,
     say: Callable[[str], object],
 ) -> None:
-    """Until the launcher ends: the first signal asks the ranks to save, the second kills."""
-    deadline = float("inf")
+    """Until the launcher ends: the first signal asks the ranks to save, the second kills.
+
+    Once a rank has failed, what is left gets a limited time: a launcher over ssh waits for hosts
+    that are gone, and one here for processes that don't answer.
+    """
+    deadline, patience = float("inf"), float("inf")
+    looked = time.monotonic()
     while process.poll() is None:
+        if board is not None and time.monotonic() - looked > _LOOK_SECONDS:
+            looked = time.monotonic()
+            if (seconds := board.patience_seconds()) is not None:
+                patience = min(patience, looked + seconds)
+        if time.monotonic() > patience:
+            return
         if caught and deadline == float("inf"):
             deadline = time.monotonic() + SAVE_SECONDS
             say("stopping: the ranks finish their step, save and exit (Ctrl-C again kills them)")
             if stop_file is None:
-                _ask_ranks_to_stop(process)
+                ask_ranks_to_stop(process)
             else:
                 stop_file.touch()
         if len(caught) > 1 or time.monotonic() > deadline:
@@ -144,81 +176,39 @@ def _wait(
         time.sleep(_POLL_SECONDS)
 
 
-def _ask_ranks_to_stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the ranks here; to the launcher where there are none (yet, or on other hosts)."""
-    ranks = [member for member in _session(process.pid) if _is_rank(member)]
-    for member in ranks:
-        _signal(member, signal.SIGTERM)
-    if not ranks:
-        for member in _session(process.pid):
-            _signal(member, signal.SIGTERM)
+def _end_other_hosts(process: subprocess.Popen[bytes], board: Board | None) -> None:
+    """Ask the ranks on all hosts to end, through the run folder; with them the launchers there end.
 
-
-def _session(leader: int) -> list[psutil.Process]:
-    """Processes of the session that the launcher leads, also those whose parent is gone."""
-    members = []
-    for member in psutil.process_iter():
-        try:
-            if os.getsid(member.pid) == leader and member.status() != psutil.STATUS_ZOMBIE:
-                members.append(member)
-        except (ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            continue
-    return members
-
-
-def _is_rank(member: psutil.Process) -> bool:
-    """Whether a process is a rank itself, not a helper that a rank has started."""
-    try:
-        parent = member.parent()
-        return "RANK" in member.environ() and (parent is None or "RANK" not in parent.environ())
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
-
-
-def _signal(member: psutil.Process, signum: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        member.send_signal(signum)
-
-
-def _end_other_hosts(process: subprocess.Popen[bytes]) -> None:
-    """Killed at once, the launcher would leave its processes on other hosts; at SIGTERM it ends
-    them there. Nothing to do where it has ended by itself.
+    Not by SIGTERM to the launcher, which would run `pkill -f` on every host: that ends all runs of
+    this Python there, whoever they belong to.
     """
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_LEFTOVER_SECONDS)
+    if board is not None:
+        board.end_ranks()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_OTHER_HOSTS_SECONDS)
 
 
-def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """Nothing of the run outlives it. Helpers get a moment, a launcher that still runs none."""
-    running = process.poll() is None
-    # psutil would take the launcher's own exit code away from us
-    left = [member for member in _session(process.pid) if member.pid != process.pid]
-    if running:
-        process.kill()
-    for member in left:
-        _signal(member, signal.SIGKILL if running else signal.SIGTERM)
-    _, alive = psutil.wait_procs(left, timeout=_LEFTOVER_SECONDS)
-    for member in alive:
-        _signal(member, signal.SIGKILL)
-    process.wait()
+def _ended_well(exit_folder: Path | None, board: Board | None) -> bool:
+    """Whether ranks came to their end: the launcher's front end says 0 also when that was killed.
+
+    Here they leave their exit codes; on other hosts they take their notes away.
+    """
+    if exit_folder is not None:
+        return any(exit_folder.glob("rank-*"))
+    if board is None or board.world.per_node:
+        return True
+    deadline = time.monotonic() + _GONE_SECONDS
+    while board.notes():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
-def _judge(code: int, exit_folder: Path | None) -> int:
-    """The exit code of `ds-train train`. Raises RunFailed with what is known."""
-    if code == 0:
-        if exit_folder is None or any(exit_folder.glob("rank-*")):
-            return 0
-        raise RunFailed(
-            "the deepspeed launcher was killed before its ranks came to their end; `ds-train "
-            "train` continues from the last checkpoint."
-        )
-    if code == 2:
-        return 2
-    signum = -code if code < 0 else 256 - code if code > 192 else 0
-    if signum:
-        name = next((known.name for known in signal.Signals if known == signum), str(signum))
-        hint = " (the usual cause is too little memory)" if signum == signal.SIGKILL else ""
-        raise RunFailed(f"a training process was killed by {name}{hint}; see above.")
-    raise RunFailed(f"a training process ended with exit code {code}; its error stands above.")
+def count_oom_kills() -> int | None:
+    """Processes that this machine's kernel has ended so far for want of memory."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None

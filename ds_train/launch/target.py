@@ -15,7 +15,7 @@ from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.errors import ConfigError, RunFailed
 from ds_train.launch.hostfile import filter_slots, read_hostfile
-from ds_train.launch.per_node import check_cluster, node_hostfile
+from ds_train.launch.per_node import check_cluster, node_hostfile, refuse_restarts
 from ds_train.launch.render import (
     STOP_SECONDS,
     Job,
@@ -79,6 +79,8 @@ def check_options(args: argparse.Namespace) -> None:
 def make_job(args: argparse.Namespace) -> Job:
     """What the scripts are rendered from. Raises ConfigError with every fault of the recipe."""
     config = load_recipe(args.recipe, args.overrides)
+    if args.target != "ssh":
+        refuse_restarts(config.cluster)
     hosts = hosts_of(config, args.target)
     num_nodes = len(hosts) or args.nodes
     if not num_nodes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ds_train.errors import ConfigError
 from ds_train.launch.command import launcher_command
+from ds_train.launch.per_node import refuse_restarts
 from ds_train.paths import default_cache_dir
 from ds_train.plan.validate import Plan, validate
 
@@ -34,6 +35,8 @@ def plan_launch(
     """
     plan = validate(recipe_path, overrides, launcher_args)
     _check_device(plan)
+    if plan.world.per_node:
+        refuse_restarts(plan.config.cluster)
     written = None
     if plan.world.over_ssh:
         # Other machines get neither our environment (DS_TRAIN_CACHE) nor arguments that pdsh's

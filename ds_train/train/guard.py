@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ds_train.data.batch import collate
 from ds_train.engine.engine import Engine
 from ds_train.errors import ConfigError
+from ds_train.launch import marks
 
 
 class StopRequest:
@@ -40,6 +41,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
+        marks.asked()
 
     @property
     def requested(self) -> bool:

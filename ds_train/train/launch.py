@@ -18,6 +18,7 @@ from ds_train.launch.per_node import (
 from ds_train.launch.place import find_place
 from ds_train.launch.target import launch_faults, render_target, run_script, write_output
 from ds_train.plan.launch import plan_launch
+from ds_train.train.restart import train_to_the_end
 from ds_train.train.start import start_training
 
 
@@ -28,7 +29,7 @@ def launch_command(args: argparse.Namespace) -> int:
         return _run_per_node(args)
     text = render_target(args)
     if args.run and args.target == "ssh":
-        return start_training(plan_launch(args.recipe, args.overrides, args.launcher_args))
+        return train_to_the_end(args.recipe, args.overrides, args.launcher_args)
     if args.output is not None:
         write_output(text, args.output, executable=args.target != "kubernetes")
         print(args.output)

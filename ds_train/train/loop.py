@@ -26,7 +26,9 @@ from ds_train.data.quarantine import read_rollbacks
 from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import quoted
+from ds_train.launch import marks
 from ds_train.launch.guard import die_with_parent
+from ds_train.launch.watchdog import collective_seconds
 from ds_train.report.record import Record, StepRecord
 from ds_train.report.reporter import Reporter
 from ds_train.train.delivered import Delivered
@@ -55,7 +57,7 @@ def run(config: RunConfig) -> int:
     say = _say if ranks.is_main else _silent
     data = open_data(config)  # first: nobody may wait for it in a collective
     scores = find_scores(config, data)
-    start_process_group(ranks)
+    start_process_group(ranks, collective_seconds(config.cluster.hang_seconds))
     Loop(set_up(config, ranks, data, say, scores), request, say).train()
     # Not after an error: it would wait for ranks that are stuck, and hide the message.
     stop_process_group()
@@ -97,6 +99,7 @@ class Loop:
         """Every step that is left, then the last evaluation and checkpoint."""
         run = self.run
         self._announce()
+        marks.begin("save rehearsal")
         if self.facts.step < run.total_steps and not self.facts.ended_early:
             run.rehearse_save(self._say)
         guard = DivergenceGuard(
@@ -148,6 +151,7 @@ class Loop:
     def _step(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
         """One step and what is due after it; True when the run was asked to stop."""
         run, before = self.run, self._position(step)
+        marks.begin_step(step + 1)
         if batches:
             stop = self._train(step, batches, guard, before)
         else:
@@ -243,6 +247,7 @@ class Loop:
         run = self.run
         if run.data.evaluated is None:
             return
+        marks.begin(f"evaluation after step {self.facts.step}")
         self.facts, record = evaluate_held_out(run, self.facts)
         self._report(record)
         # with early stopping the untrained model may turn out to be the best one
@@ -259,6 +264,7 @@ class Loop:
         return step > 0 and self.tasks.is_owed(self._position(step - 1), self._position(step))
 
     def _evaluate_tasks(self) -> None:
+        marks.begin(f"tasks after step {self.facts.step}")
         for record in self.tasks.evaluate(self.facts.step):
             self._report(record)
 
@@ -267,6 +273,7 @@ class Loop:
         if self.saved_step == self.facts.step:
             self._finish_saving()  # whoever saves again wants to have it
             return
+        marks.begin(f"checkpoint of step {self.facts.step}")
         self.facts = replace(
             self.facts, num_updates=run.engine.num_updates, loss_scale=run.engine.loss_scale
         )
@@ -280,6 +287,7 @@ class Loop:
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written, if there is one; a collective call."""
         if self._saving is not None:
+            marks.begin(f"waiting for {self._saving.folder.name}")
             folder = self._saving.join()
             self._saving = None
             self._saved(folder)

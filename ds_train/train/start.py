@@ -16,6 +16,7 @@ from ds_train.data.prepare import prepare_data
 from ds_train.data.quarantine import read_rollbacks
 from ds_train.errors import CheckpointError, RunFailed
 from ds_train.evaluate.task_list import open_recipe_tasks
+from ds_train.launch.board import Board
 from ds_train.launch.command import launcher_environment, master_port, show_command
 from ds_train.launch.environment import ENV_FILE, env_file_text
 from ds_train.launch.process import run_launcher
@@ -52,32 +53,43 @@ def start_training(launch: Launch, *, tell_stop: bool = False) -> int:
     config = plan.config
     if config.curriculum or config.data.mixture or config.fewshot:
         build_step_plan(plan.config, data, scores, plan.batch.global_batch_size)  # its faults: now
-    environment = launcher_environment(plan.world, plan.config.cluster.env)
     if launch.written_recipe is not None:
         _write_recipe(plan.config, launch.written_recipe)
-        env_file = launch.written_recipe.with_name(ENV_FILE).resolve()
-        env_file.write_text(env_file_text(plan.config.cluster.env, os.environ), encoding="utf-8")
-        environment["DS_ENV_FILE"] = str(env_file)
-    stop_file = RunPaths(Path(plan.config.output_dir)).stop
-    stop_file.unlink(missing_ok=True)  # of a run that was killed before it could answer
     paths = RunPaths(Path(plan.config.output_dir))
     while True:
         num_rollbacks = len(read_rollbacks(paths))
         print("launching: " + show_command(launch.command), flush=True)
         try:
-            return run_launcher(
-                launch.command,
-                environment,
-                port=master_port(launch.command),
-                is_local=not plan.world.over_ssh,
-                stop_file=stop_file if plan.world.over_ssh else None,
-                tell_stop=tell_stop,
-            )
+            return _launch(launch, tell_stop)
         except RunFailed:
             if len(read_rollbacks(paths)) == num_rollbacks:
                 raise
             print("rolling back: the ranks start again from the last checkpoint", flush=True)
             set_aside_damaged(paths, print)
+
+
+def _launch(launch: Launch, tell_stop: bool) -> int:
+    """The launcher, from its environment to its end; see `run_launcher`."""
+    plan, cluster = launch.plan, launch.plan.config.cluster
+    paths = RunPaths(Path(plan.config.output_dir))
+    environment = launcher_environment(plan.world, cluster.env)
+    board = Board.make_ready(paths, plan.world)
+    if launch.written_recipe is not None:
+        env_file = launch.written_recipe.with_name(ENV_FILE).resolve()
+        variables = {**cluster.env, **board.variables}
+        env_file.write_text(env_file_text(variables, os.environ), encoding="utf-8")
+        environment["DS_ENV_FILE"] = str(env_file)
+    paths.stop.unlink(missing_ok=True)  # of a run that was killed before it could answer
+    return run_launcher(
+        launch.command,
+        environment | board.variables,
+        port=master_port(launch.command),
+        is_local=not plan.world.over_ssh,
+        stop_file=paths.stop if plan.world.over_ssh else None,
+        tell_stop=tell_stop,
+        board=board,
+        hang_seconds=cluster.hang_seconds,
+    )
 
 
 def _device_note(world: World) -> list[str]:

@@ -93,7 +93,7 @@ def test_input_error_of_a_rank_is_2(command: Callable[[str], list[str]]) -> None
 def test_failure_and_kill_of_a_rank_are_told(command: Callable[[str], list[str]]) -> None:
     with pytest.raises(RunFailed, match="ended with exit code 3; its error stands above"):
         run_launcher(command("exit3"))
-    with pytest.raises(RunFailed, match=r"killed by SIGKILL \(the usual cause is too little mem"):
+    with pytest.raises(RunFailed, match=r"killed by SIGKILL \((the usual|not by this)"):
         run_launcher(command("killed"))
 
 

@@ -66,10 +66,20 @@ CASES: list[tuple[str, str, str]] = [
         "train.learnin_rate: no such setting. Did you mean train.learning_rate? (my.yaml, line 8)",
     ),
     (
+        "cluster: {",
+        "cluster: {restarts: -1, ",
+        "cluster.restarts = -1: must be at least 0 (my.yaml, line 8).",
+    ),
+    (
+        "cluster: {",
+        "cluster: {hang_seconds: 0, ",
+        "cluster.hang_seconds = 0: must be at least 1 (my.yaml, line 8).",
+    ),
+    (
         "cluster: {processes_per_node: 2}",
         "cluster: {gpus: 2}",
         "cluster.gpus: no such setting. In cluster there are: processes_per_node, hostfile, "
-        "include, exclude, ssh_port, env, master_port (my.yaml, line 8).",
+        "include, exclude, ssh_port, env, master_port, hang_seconds, restarts (my.yaml, line 8).",
     ),
     (
         "model: {name_or_path: org/model}",
