@@ -72,8 +72,9 @@ def run_launcher(
             start_new_session=True,
             preexec_fn=_become_launcher,
         )
+        by_itself = True
         try:
-            _wait(process, caught, stop_file, board, say)
+            by_itself = _wait(process, caught, stop_file, board, say)
         finally:
             if stop_file is not None and process.poll() is None:
                 _end_other_hosts(process, board)
@@ -84,7 +85,7 @@ def run_launcher(
                 stop_file.unlink(missing_ok=True)
         if caught and (process.returncode != 0 or tell_stop):
             return 128 + caught[0]  # killed, or stopped before there was anything to save
-        code = process.returncode
+        code = process.returncode if by_itself else 1  # our own SIGKILL is not the cause
         if code == 0 and _ended_well(Path(folder) if is_local else None, board):
             if board is not None:
                 board.clear()
@@ -148,11 +149,11 @@ def _wait(
     stop_file: Path | None,
     board: Board | None,
     say: Callable[[str], object],
-) -> None:
+) -> bool:
     """Until the launcher ends: the first signal asks the ranks to save, the second kills.
 
-    Once a rank has failed, what is left gets a limited time: a launcher over ssh waits for hosts
-    that are gone, and one here for processes that don't answer.
+    Returns whether it has ended by itself. Once a rank has failed, what is left gets a limited
+    time: over ssh the launcher waits for hosts that are gone, here for processes that hang.
     """
     deadline, patience = float("inf"), float("inf")
     looked = time.monotonic()
@@ -162,7 +163,7 @@ def _wait(
             if (seconds := board.patience_seconds()) is not None:
                 patience = min(patience, looked + seconds)
         if time.monotonic() > patience:
-            return
+            return False
         if caught and deadline == float("inf"):
             deadline = time.monotonic() + SAVE_SECONDS
             say("stopping: the ranks finish their step, save and exit (Ctrl-C again kills them)")
@@ -172,8 +173,9 @@ def _wait(
                 stop_file.touch()
         if len(caught) > 1 or time.monotonic() > deadline:
             say("killing the run")
-            return
+            return False
         time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _end_other_hosts(process: subprocess.Popen[bytes], board: Board | None) -> None:
