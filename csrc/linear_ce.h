@@ -16,12 +16,24 @@ constexpr int64_t kPanelsStored = 4;  // of a slab's gradient at a time, for lon
 
 using Bf16 = uint16_t;
 
-// Memory that the next product will need, to be brought near while this one computes.
+// Memory that will be needed, to be brought near while a product computes.
 struct Ahead {
-  const void *b;  // the next B: contiguous
+  const void *b;  // the next product's B: contiguous
   int64_t b_bytes;
-  const void *c;  // the next C, if it is added to
+  const void *c;  // its C, if that is added to; or something else
   int64_t c_bytes;
+};
+
+// Work that is done between the instructions of a matrix product, a few units at a time: one is
+// bound by the tile unit and the second cache, the other by vector arithmetic or by memory.
+struct Beside {
+  int64_t left = 0;                               // units
+  int64_t products = 1;                           // over which they are spread
+  void (*some)(Beside &, int64_t units) = nullptr;  // at most so many
+
+  void finish() {
+    if (left > 0) some(*this, left);
+  }
 };
 
 // Where a matrix in blocks of 32 x 32 has its elements: strides of a row within a block, of the next
@@ -57,14 +69,13 @@ struct Tile {
 // logit (not below kLowest) and, if wanted, the weighted sum of logits.
 void transform_tile(const Tile &, float *max, float *logit_sum);
 
-// e = exp(z - reference) of a tile, rounded to bf16 and written out (times the cap's slope). Done in
-// pieces, beside the product that makes the next tile: one is bound by memory and the tile unit, the
-// other by vector arithmetic.
-struct Exponentials {
+// e = exp(z - reference) of a tile, rounded to bf16 and written out (times the cap's slope), beside
+// the product that makes the next tile. A unit is two columns.
+struct Exponentials : Beside {
   Tile tile{};
   TileOutput out{};
   float *sum = nullptr, *shifted = nullptr;  // per token; null = not wanted
-  int64_t column = 0;                        // the next one; tile.padded = all done
+  int64_t column = 0;                        // the next one
   alignas(64) float reference[kPanel], even[kPanel], odd[kPanel], weighted[kPanel];
   alignas(64) Bf16 pairs[16][2][32];  // of 32 columns, until they are turned for out.by_token
 };
@@ -73,18 +84,28 @@ struct Exponentials {
 // far above. When all is done: per token, the sum of e and, if wanted, of e (z - reference).
 void begin_exponentials(Exponentials &, const Tile &, const float *max, float *reference,
                         float *sum, float *shifted, const TileOutput &);
-void exponentiate(Exponentials &, int64_t pairs_of_columns);  // at most so many
+
+// Panels [columns, 32] of floats, kSlab * 32 apart, side by side to memory, rounded: `dims` in all.
+// Whole lines go past the caches, as nobody reads them soon. A unit is a column.
+struct PanelStores : Beside {
+  Bf16 *out = nullptr;
+  int64_t stride = 0, dims = 0;
+  const float *c = nullptr;
+};
+void begin_stores(PanelStores &, Bf16 *out, int64_t stride, const float *c, int64_t columns,
+                  int64_t dims);
+void fence_stores();  // before anybody else may read them
 
 // C [m, 32] = or += A [m, k] x B. A lies as `blocks` says, in rows unless the product is amx_gemm;
-// B is packed in pairs along k: [k/2][32][2]. m and k are multiples of 32. `beside`, if not null, is
-// work that may be done in between, all of it, part of it or none.
+// B is packed in pairs along k: [k/2][32][2]. m and k are multiples of 32. `beside`, if not null, may
+// be done in between, all of it, part of it or none.
 using PanelGemm = void (*)(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks,
                            const Bf16 *b, float *c, bool accumulate, const Ahead &ahead,
-                           Exponentials *beside);
+                           Beside *beside);
 void amx_begin();  // by every thread before amx_gemm, and amx_end after
 void amx_end();
 void amx_gemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
-              bool accumulate, const Ahead &ahead, Exponentials *beside);
+              bool accumulate, const Ahead &ahead, Beside *beside);
 
 // Per-token numbers of the final gradient, each an array over tokens.
 struct TokenGradients {
@@ -102,6 +123,11 @@ void add_up_lanes(const float *column_sums, int64_t columns, float *out);  // ou
 // 32.
 void pack_blocks(const Bf16 *x, int64_t stride, int64_t rows, int64_t dims, const Blocks &blocks,
                  Bf16 *out);
+// The same, and B of grad_hidden beside it, in one pass over the weights: `panels` = elements from a
+// panel of 32 dims to the next, each [rows/2][32][2]. They come from memory, and the arithmetic of
+// the second is done while the first waits for it.
+void pack_weight(const Bf16 *x, int64_t stride, int64_t rows, int64_t dims, const Blocks &blocks,
+                 Bf16 *out, Bf16 *pairs, int64_t panels);
 // B = x^T for the logits: out [dims/2][32 tokens][2], tokens and dims beyond the end zero.
 void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out);
 // B = rows of x for the gradients: out [rows/2][32 dims][2], each row times its coefficient if
@@ -111,9 +137,6 @@ void pack_rows(const Bf16 *x, int64_t stride, int64_t rows, int64_t padded_rows,
 
 void add_scaled(float *out, const Bf16 *x, float factor, int64_t count);  // out += factor x
 void store_bf16(Bf16 *out, const float *x, int64_t count);
-// Panels [columns, 32] of floats, kSlab * 32 apart, side by side to out, rounded: `dims` in all.
-// Whole lines go past the caches, as nobody reads them soon.
-void store_panels_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims);
 void scale_bf16(Bf16 *x, float factor, int64_t count);
 
 }  // namespace ds_train

@@ -30,7 +30,7 @@ namespace ds_train {
 namespace {
 
 void brgemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
-            bool accumulate, const Ahead &, Exponentials *) {
+            bool accumulate, const Ahead &, Beside *) {
   at::native::cpublas::brgemm(m, kPanel, k, blocks.row, kPanel, kPanel, accumulate,
                               reinterpret_cast<const at::BFloat16 *>(a),
                               reinterpret_cast<const at::BFloat16 *>(b), c);
@@ -109,10 +109,11 @@ void LinearRun::allocate() {
   by_column_stride_ = spread(n);
   by_token_stride_ = spread(slabs_in_group_ * kSlab);
   weight_copy_stride_ = spread(padded_dim_);
+  group_panel_ = slabs_in_group_ * kSlab * kPanel + 2 * kPanel;  // spread, as in spread()
   const bool second_pass = grad_weight_ && !exact_;
   if (second_pass) share_out_tokens();
   for (Scratch &s : scratch_) {
-    s.z.make(arena_, (grad_weight_ ? kPanelsStored : kTiles) * kSlab * kPanel);
+    s.z.make(arena_, (grad_weight_ ? 2 * kPanelsStored : kTiles) * kSlab * kPanel);
     s.weight.make(arena_, kSlab * weight_copy_stride_);
     if (grad_weight_ && call_.grad_bias) s.column_sums.make(arena_, kSlab * kSumLanes);
     if (grad_weight_) s.by_column.make(arena_, kSlab * by_column_stride_);
@@ -120,7 +121,7 @@ void LinearRun::allocate() {
   hidden_logits_.make(arena_, n * padded_dim_);
   if (tokens_in_buffer_) kept_.make(arena_, slabs_ * kSlab * buffer_stride_);
   if (grad_hidden_) {
-    group_weight_.make(arena_, kGroupsAtOnce * slabs_in_group_ * kSlab * padded_dim_);
+    group_weight_.make(arena_, kGroupsAtOnce * dim_panels_ * group_panel_);
     group_exponentials_.make(arena_, kGroupsAtOnce * n * by_token_stride_);
     accumulated_.make(arena_, n * padded_dim_, true);
   }

@@ -149,6 +149,23 @@ void exponentiate_columns(Exponentials &work, int64_t end) {
   }
 }
 
+void exponentiate(Beside &beside, int64_t pairs) {
+  auto &work = static_cast<Exponentials &>(beside);
+  if (work.left == 0) return;
+  pairs = pairs < work.left ? pairs : work.left;
+  work.left -= pairs;
+  const int64_t end = work.column + 2 * pairs;
+  if (work.shifted || work.tile.softcap > 0 || work.out.column_sums)
+    exponentiate_columns<false>(work, end);
+  else
+    exponentiate_columns<true>(work, end);
+  if (work.left > 0) return;
+  for (int64_t t = 0; t < kPanel; ++t) {
+    if (work.sum) work.sum[t] = work.odd[t] + work.even[t];
+    if (work.shifted) work.shifted[t] = work.weighted[t];
+  }
+}
+
 }  // namespace
 
 void transform_tile(const Tile &tile, float *max, float *logit_sum) {
@@ -186,6 +203,8 @@ void begin_exponentials(Exponentials &work, const Tile &tile, const float *max, 
   work.sum = sum;
   work.shifted = shifted;
   work.column = 0;
+  work.left = tile.padded / 2;
+  work.some = exponentiate;
   for (int64_t token = 0; token < kPanel; token += 16) {
     F r = vec::load(reference + token), top = vec::load(max + token);
     r = top > r + kFarAbove ? top : r;
@@ -194,21 +213,6 @@ void begin_exponentials(Exponentials &work, const Tile &tile, const float *max, 
     vec::store(work.even + token, F{});
     vec::store(work.odd + token, F{});
     vec::store(work.weighted + token, F{});
-  }
-}
-
-void exponentiate(Exponentials &work, int64_t pairs) {
-  const int64_t padded = work.tile.padded;
-  if (work.column == padded) return;
-  const int64_t end = pairs < (padded - work.column) / 2 ? work.column + 2 * pairs : padded;
-  if (work.shifted || work.tile.softcap > 0 || work.out.column_sums)
-    exponentiate_columns<false>(work, end);
-  else
-    exponentiate_columns<true>(work, end);
-  if (end < padded) return;
-  for (int64_t t = 0; t < kPanel; ++t) {
-    if (work.sum) work.sum[t] = work.odd[t] + work.even[t];
-    if (work.shifted) work.shifted[t] = work.weighted[t];
   }
 }
 

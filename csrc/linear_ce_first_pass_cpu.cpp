@@ -26,7 +26,7 @@ LinearRun::Group LinearRun::group(int64_t index) const {
           after(index - 1),
           after(index),
           group_exponentials_ + turn * n * by_token_stride_,
-          group_weight_ + turn * slabs * kSlab * padded_dim_};
+          group_weight_ + turn * dim_panels_ * group_panel_};
 }
 
 // Per group: logits and exponentials (slabs), their statistics (merge), their part of grad_hidden
@@ -46,8 +46,7 @@ void LinearRun::first_pass() {
     const Work work = [=, this](int64_t item, Scratch &scratch) {
       const Slab s = slab(g.begin + item / chunks);
       const int64_t chunk = item % chunks;
-      const SlabWeight w = slab_weight(s, scratch);
-      if (chunk == 0 && accumulates) pack_slab_weight(g, s, w);
+      const SlabWeight w = slab_weight(s, scratch, chunk == 0 && accumulates ? &g : nullptr);
       first_slab(g, s, w, chunk * token_panels_ / chunks, (chunk + 1) * token_panels_ / chunks,
                  scratch);
     };
@@ -162,12 +161,12 @@ void LinearRun::accumulate(const Group &g, int64_t item) {
   const int64_t rows = std::min(kRowsTogether, padded_tokens_ - token);
   const int64_t first = item % parts * kPanelsTogether;
   for (int64_t q = first; q < std::min(dim_panels_, first + kPanelsTogether); ++q) {
-    const Bf16 *w = g.weight + q * slabs_in_group_ * kSlab * kPanel;
+    const Bf16 *w = g.weight + q * group_panel_;
     float *sums = accumulated_ + (q * padded_tokens_ + token) * kPanel;
     const int64_t more = q + 1 < dim_panels_;
     gemm_(rows, columns, g.exponentials + token * by_token_stride_, blocks(by_token_stride_), w,
           sums, true,
-          {w + more * slabs_in_group_ * kSlab * kPanel, more * columns * kPanel * 2,
+          {w + more * group_panel_, more * columns * kPanel * 2,
            sums + more * padded_tokens_ * kPanel, more * rows * kPanel * 4},
           nullptr);
   }

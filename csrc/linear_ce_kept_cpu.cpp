@@ -72,6 +72,15 @@ TileOutput LinearRun::kept_output(const Slab &s, int64_t token) const {
   return {};
 }
 
+// The exponentials of the slab that this thread will have after this one, if the threads take turns.
+// They were written long ago, and are on their way from memory while this slab's product runs.
+LinearRun::Coming LinearRun::coming(const Slab &s) const {
+  if (exact_ || s.index + threads_ >= slabs_) return {};
+  const Slab next = slab(s.index + threads_);
+  const Kept kept = kept_in_gradient(next);
+  return {reinterpret_cast<const char *>(kept.data), next.padded * kept.width * 2};
+}
+
 // All exponentials of a slab, relative to the final references, in scratch.by_column.
 void LinearRun::gather(const Slab &s, Scratch &scratch) {
   if (scratch.column_sums)

@@ -26,6 +26,42 @@ void pack_blocks(const Bf16 *x, int64_t stride, int64_t rows, int64_t dims, cons
   }
 }
 
+namespace {
+
+// Two rows of at most 32 dims: side by side to `out`, pairs of their elements to `pair`.
+inline __attribute__((always_inline)) void pack_two_rows(const Bf16 *x, int64_t stride,
+                                                         int64_t rows, __mmask32 dims,
+                                                         int64_t out_stride, Bf16 *out,
+                                                         Bf16 *pair) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16)), zero = _mm512_setzero_si512();
+  const __m512i first = rows > 0 ? _mm512_maskz_loadu_epi16(dims, x) : zero;
+  const __m512i second = rows > 1 ? _mm512_maskz_loadu_epi16(dims, x + stride) : zero;
+  _mm512_storeu_si512(out, first);
+  _mm512_storeu_si512(out + out_stride, second);
+  _mm512_storeu_si512(pair, _mm512_permutex2var_epi16(first, low, second));
+  _mm512_storeu_si512(pair + kPanel, _mm512_permutex2var_epi16(first, high, second));
+}
+
+constexpr int64_t kDimsTogether = 1024;  // what is written then stays in the first cache
+
+}  // namespace
+
+void pack_weight(const Bf16 *x, int64_t stride, int64_t rows, int64_t dims, const Blocks &blocks,
+                 Bf16 *out, Bf16 *pairs, int64_t panels) {
+  for (int64_t block = 0; block < rows; block += kPanel)
+    for (int64_t begin = 0; begin < dims; begin += kDimsTogether) {
+      const int64_t end = dims - begin < kDimsTogether ? dims : begin + kDimsTogether;
+      for (int64_t i = block; i < block + kPanel; i += 2)
+        for (int64_t d = begin; d < end; d += kPanel)
+          pack_two_rows(x + (i < rows ? i * stride + d : 0), stride, rows - i,
+                        end - d >= 32 ? 0xffffffff : (1u << (end - d)) - 1, blocks.row,
+                        out + i / 32 * blocks.panel + i % 32 * blocks.row + d / 32 * blocks.step,
+                        pairs + d / kPanel * panels + i * kPanel);
+    }
+}
+
 void add_up_lanes(const float *column_sums, int64_t columns, float *out) {
   for (int64_t j = 0; j < columns; ++j) out[j] = vec::sum(vec::load(column_sums + j * kSumLanes));
 }
@@ -79,18 +115,39 @@ void store_bf16(Bf16 *out, const float *x, int64_t count) {
   }
 }
 
-void store_panels_bf16(Bf16 *out, int64_t stride, const float *c, int64_t columns, int64_t dims) {
-  const bool lines = dims % kPanel == 0 && stride % kPanel == 0 && (uintptr_t)out % 64 == 0;
-  for (int64_t j = 0; j < columns; ++j, out += stride, c += kPanel)
+namespace {
+
+void store_columns(Beside &beside, int64_t columns) {
+  auto &work = static_cast<PanelStores &>(beside);
+  const int64_t stride = work.stride, dims = work.dims;
+  const bool lines =
+      dims % kPanel == 0 && stride % kPanel == 0 && (uintptr_t)work.out % 64 == 0;
+  columns = columns < work.left ? columns : work.left;
+  work.left -= columns;
+  for (int64_t j = 0; j < columns; ++j, work.out += stride, work.c += kPanel)
     for (int64_t d = 0; d < dims; d += kPanel) {
-      const float *line = c + d * kSlab;
+      const float *line = work.c + d * kSlab;
+      Bf16 *out = work.out + d;
       if (lines)
-        _mm512_stream_si512((__m512i *)(out + d), to_bf16(vec::load(line), vec::load(line + 16)));
+        _mm512_stream_si512((__m512i *)out, to_bf16(vec::load(line), vec::load(line + 16)));
       else
-        store_bf16(out + d, line, dims - d < kPanel ? dims - d : kPanel);
+        store_bf16(out, line, dims - d < kPanel ? dims - d : kPanel);
     }
-  _mm_sfence();
 }
+
+}  // namespace
+
+void begin_stores(PanelStores &work, Bf16 *out, int64_t stride, const float *c, int64_t columns,
+                  int64_t dims) {
+  work.left = columns;
+  work.some = store_columns;
+  work.out = out;
+  work.stride = stride;
+  work.c = c;
+  work.dims = dims;
+}
+
+void fence_stores() { _mm_sfence(); }
 
 void scale_bf16(Bf16 *x, float factor, int64_t count) {
   for (int64_t i = 0; i < count; i += 16)

@@ -66,6 +66,7 @@ class LinearRun {
     Buffer<float> z, column_sums;
     Buffer<Bf16> weight, by_column;
     Exponentials exponentials;
+    PanelStores stores;
   };
   struct Slab {
     int64_t index, first, columns, padded;
@@ -86,6 +87,10 @@ class LinearRun {
   struct Kept {
     Bf16 *data;
     int64_t width, first, tokens;
+  };
+  struct Coming {  // what the next item of this thread reads first
+    const char *data;
+    int64_t bytes;
   };
   struct Entry {  // a label that lies in the vocabulary
     int64_t token;
@@ -120,12 +125,12 @@ class LinearRun {
   void exact_pass();
   void write_grad_hidden();
 
-  // A slab's weights as A of the logits.
+  // A slab's weights as A of the logits, and in `group` also as B of grad_hidden.
   struct SlabWeight {
     const Bf16 *data;
     Blocks blocks;
   };
-  SlabWeight slab_weight(const Slab &, Scratch &) const;
+  SlabWeight slab_weight(const Slab &, Scratch &, const Group *group = nullptr);
   void logits(const Slab &, const SlabWeight &, int64_t first_panel, int64_t last_panel,
               Scratch &, const std::function<void(int64_t panel, const Tile &)> &use);
   template <class Visit>
@@ -136,18 +141,19 @@ class LinearRun {
                   int64_t last_panel, Scratch &);
   void exact_slab(const Group &, const Slab &, Scratch &);
   bool copies(const Slab &) const;
-  void pack_slab_weight(const Group &, const Slab &, const SlabWeight &);
+  void add_weight_sum(const Slab &);
   int64_t accumulation_items() const;
   void accumulate(const Group &, int64_t item);
   Blocks blocks(int64_t width) const;
   Kept kept_in_gradient(const Slab &) const;
   Kept kept_in_buffer(const Slab &) const;
   TileOutput kept_output(const Slab &, int64_t token) const;
+  Coming coming(const Slab &) const;
   void gather(const Slab &, Scratch &);
   TileOutput gradient_output(int64_t panel, Scratch &) const;
   void compute_again(const Slab &, int64_t first_panel, int64_t last_panel, Scratch &);
   void write_grad_weight(const Slab &, const Bf16 *by_column, Scratch &);
-  void store_grad_weight(const Slab &, int64_t first_panel, const float *c);
+  void store_grad_weight(const Slab &, int64_t first_panel, const float *c, PanelStores &);
   float class_weight_of(int64_t column) const;
 
   const LinearCE &call_;
@@ -162,6 +168,7 @@ class LinearRun {
   const bool grad_hidden_, grad_weight_, exact_, rank_one_, with_shifted_;
   int64_t tokens_in_gradient_ = 0, gradient_stride_ = 0, tokens_in_buffer_ = 0, buffer_stride_ = 0;
   int64_t by_column_stride_ = 0, by_token_stride_ = 0, weight_copy_stride_ = 0;
+  int64_t group_panel_ = 0;  // from a panel of dims to the next in Group::weight
 
   Arena arena_;
   std::vector<Scratch> scratch_;

@@ -45,23 +45,29 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
   const auto end = entries_.begin() + slab_entries_[s.index + 1];
   const int64_t panel_size = padded_tokens_ * kPanel;
   const Bf16 *x = hidden_gradient_;
+  const Coming next = coming(s);
   for (int64_t q = 0; call_.grad_weight && q < dim_panels_; ++q) {
-    float *c = scratch.z + q % kPanelsStored * kSlab * kPanel;
+    const int64_t first = q / kPanelsStored * kPanelsStored;
+    float *run = scratch.z + first / kPanelsStored % 2 * kPanelsStored * kSlab * kPanel;
+    float *c = run + (q - first) * kSlab * kPanel;
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
+    scratch.stores.products = first + kPanelsStored - q;
     gemm_(s.padded, padded_tokens_, by_column, blocks(by_column_stride_), x + q * panel_size, c,
           false,
-          {x + (q + 1) % dim_panels_ * panel_size, panel_size * 2, nullptr,
-           0},
-          nullptr);
+          {x + (q + 1) % dim_panels_ * panel_size, panel_size * 2,
+           next.data + q * (next.bytes / dim_panels_), next.bytes / dim_panels_},
+          &scratch.stores);
     for (auto e = begin; e != end; ++e)
       add_scaled(c + e->column * kPanel, hidden_ + e->token * call_.hidden_stride + q * kPanel,
                  target_gradient_[e->token], dims);
     for (int64_t j = 0; rank_one_ && j < s.columns; ++j)
       for (int64_t d = 0; d < dims; ++d)
         c[j * kPanel + d] += class_weight_of(s.first + j) * hidden_sum_[q * kPanel + d];
-    if (q % kPanelsStored == kPanelsStored - 1 || q + 1 == dim_panels_)
-      store_grad_weight(s, q / kPanelsStored * kPanelsStored, scratch.z);
+    if (q == first + kPanelsStored - 1 || q + 1 == dim_panels_)
+      store_grad_weight(s, first, run, scratch.stores);
   }
+  scratch.stores.finish();
+  fence_stores();
   if (!call_.grad_bias) return;
   float *bias = call_.grad_bias + s.first;
   add_up_lanes(scratch.column_sums, s.columns, bias);
@@ -70,12 +76,14 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
     bias[j] += class_weight_of(s.first + j) * logit_sum_gradient_total_;
 }
 
-// The panels from q on that stand in c, at most kPanelsStored of them.
-void LinearRun::store_grad_weight(const Slab &s, int64_t q, const float *c) {
+// The panels from q on that stand in c, at most kPanelsStored of them: written out beside the next
+// products.
+void LinearRun::store_grad_weight(const Slab &s, int64_t q, const float *c, PanelStores &stores) {
+  stores.finish();
   const int64_t dims = std::min(kPanelsStored * kPanel, dim_ - q * kPanel);
   const int64_t at = s.first * dim_ + q * kPanel;
   if (call_.grad_weight_dtype == DS_TRAIN_BF16) {
-    store_panels_bf16(static_cast<Bf16 *>(call_.grad_weight) + at, dim_, c, s.columns, dims);
+    begin_stores(stores, static_cast<Bf16 *>(call_.grad_weight) + at, dim_, c, s.columns, dims);
     return;
   }
   float *out = static_cast<float *>(call_.grad_weight) + at;
@@ -120,8 +128,7 @@ void LinearRun::exact_pass() {
 void LinearRun::exact_slab(const Group &g, const Slab &s, Scratch &scratch) {
   if (scratch.column_sums)
     std::fill_n(static_cast<float *>(scratch.column_sums), kSlab * kSumLanes, 0.0f);
-  const SlabWeight w = slab_weight(s, scratch);
-  if (grad_hidden_) pack_slab_weight(g, s, w);
+  const SlabWeight w = slab_weight(s, scratch, grad_hidden_ ? &g : nullptr);
   logits(s, w, 0, token_panels_, scratch, [&](int64_t panel, const Tile &t) {
     const int64_t token = panel * kPanel;
     float max[kPanel];

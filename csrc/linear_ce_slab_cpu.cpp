@@ -28,12 +28,22 @@ bool LinearRun::copies(const Slab &s) const {
   return amx_ || s.padded > s.columns || padded_dim_ > dim_ || call_.weight_stride % 512 == 0;
 }
 
-LinearRun::SlabWeight LinearRun::slab_weight(const Slab &s, Scratch &scratch) const {
-  const Bf16 *w = weight_ + s.first * call_.weight_stride;
+LinearRun::SlabWeight LinearRun::slab_weight(const Slab &s, Scratch &scratch, const Group *group) {
   const int64_t stride = call_.weight_stride;
-  if (!copies(s)) return {w, {stride, kPanel, kPanel * stride}};
+  const Bf16 *w = weight_ + s.first * stride;
+  Bf16 *pairs = group ? group->weight + (s.index - group->begin) * kSlab * kPanel : nullptr;
+  if (group && weight_sum_) add_weight_sum(s);
+  if (!copies(s)) {
+    for (int64_t q = 0; group && q < dim_panels_; ++q)
+      pack_rows(w + q * kPanel, stride, s.padded, s.padded, kPanel, nullptr,
+                pairs + q * group_panel_);
+    return {w, {stride, kPanel, kPanel * stride}};
+  }
   const Blocks copy = blocks(weight_copy_stride_);
-  pack_blocks(w, stride, s.columns, dim_, copy, scratch.weight);
+  if (group)
+    pack_weight(w, stride, s.columns, dim_, copy, scratch.weight, pairs, group_panel_);
+  else
+    pack_blocks(w, stride, s.columns, dim_, copy, scratch.weight);
   return {scratch.weight, copy};
 }
 
@@ -44,15 +54,15 @@ void LinearRun::logits(const Slab &s, const SlabWeight &w, int64_t first_panel, 
                        const std::function<void(int64_t panel, const Tile &)> &use) {
   const int64_t panel_size = kPanel * padded_dim_, panels = last_panel - first_panel;
   const Bf16 *x = hidden_logits_ + first_panel * panel_size;
-  Exponentials &rest = scratch.exponentials;
+  Beside &rest = scratch.exponentials;
   for (int64_t i = 0; i < panels; ++i) {
     const Tile t = tile(s, scratch.z + i % kTiles * kSlab * kPanel);
     gemm_(s.padded, padded_dim_, w.data, w.blocks, x + i * panel_size, t.z, false,
           {x + (i + 1) % panels * panel_size, panel_size * 2, nullptr, 0}, &rest);
-    exponentiate(rest, s.padded);
+    rest.finish();
     use(first_panel + i, t);
   }
-  exponentiate(rest, s.padded);
+  rest.finish();
 }
 
 // visit(token, position in z) for the labels in this slab of this panel's tokens.
@@ -81,17 +91,10 @@ void LinearRun::hide_targets(const Slab &s, int64_t panel, float *z) const {
   targets(s, panel, [&](int64_t, int64_t at) { z[at] = -INFINITY; });
 }
 
-// While the slab's weights are in the cache: packed for grad_hidden, and their weighted sum.
-void LinearRun::pack_slab_weight(const Group &g, const Slab &s, const SlabWeight &w) {
-  const int64_t columns = slabs_in_group_ * kSlab, before = (s.index - g.begin) * kSlab;
-  for (int64_t j = 0; j < s.padded; j += kPanel)
-    for (int64_t q = 0; q < dim_panels_; ++q)
-      pack_rows(w.data + j / kPanel * w.blocks.panel + q * w.blocks.step, w.blocks.row, kPanel,
-                kPanel, kPanel, nullptr, g.weight + (q * columns + before + j) * kPanel);
-  if (weight_sum_)
-    for (int64_t j = 0; j < s.columns; ++j)
-      add_scaled(weight_sum_ + s.index * dim_, weight_ + (s.first + j) * call_.weight_stride,
-                 class_weight_of(s.first + j), dim_);
+void LinearRun::add_weight_sum(const Slab &s) {
+  for (int64_t j = 0; j < s.columns; ++j)
+    add_scaled(weight_sum_ + s.index * dim_, weight_ + (s.first + j) * call_.weight_stride,
+               class_weight_of(s.first + j), dim_);
 }
 
 }  // namespace ds_train
