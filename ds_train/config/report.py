@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ds_train.config.base import Count, Section
+from ds_train.config.base import Count, Natural, Section
 
 
 class ReportConfig(Section):
@@ -24,3 +24,11 @@ class ReportConfig(Section):
 
     run_name: str | None = None
     """Name of the run for trackers; the output folder's name when left out."""
+
+    communication_every: Natural = 100
+    """At least so many steps lie between two whose collectives are counted, bytes and time; more
+    where they would cost 1 % of the run. 0: communication is not watched at all."""
+
+    cluster: str | None = None
+    """A cluster of ds_configs/clusters/, or a file like these: what predicts the seconds of
+    communication that are recorded beside the measured ones."""

@@ -38,6 +38,7 @@ from ds_train.data.slice import slice_batch
 from ds_train.engine.pull import PullToStart
 from ds_train.engine.ranks import Ranks
 from ds_train.engine.thaw import Thaw, restart_count
+from ds_train.engine.traffic import Traffic
 from ds_train.launch.marks import tick
 from ds_train.model.quiet import quieten_libraries
 from ds_train.model.shared_rows import SharedRows, WholeRows, share_rows
@@ -237,6 +238,7 @@ class Engine:
         self._thaw = thaw
         self.shared = shared
         self.ranks = ranks
+        self.traffic = Traffic(deepspeed.comm.comm, ranks)
         self.optimizer_name = optimizer_name
         self._coalesce = coalesce
         self._max_grad_norm = train.max_grad_norm
@@ -327,6 +329,7 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0) * self._thaw.rate(group)
         self._engine.step()
+        self.traffic.num_alike += 1
         if self._optimizes_directly:
             assert self._plain_grad_norm is not None
             return self._plain_grad_norm
@@ -377,6 +380,7 @@ class Engine:
     def train_mode(self, training: bool) -> None:
         """Dropout on or off; a collective call under ZeRO-3."""
         self._engine.train(training)
+        self.traffic.num_alike = 0
         if self.stage == 3:
             _forget_trace(self._engine.optimizer.parameter_offload.get_param_coordinator())
 

@@ -93,8 +93,10 @@ def _parse(key: str, value: object) -> Any:
     raise ValueError(f"{value!r} is not what it takes")
 
 
-def read_cluster(path_or_name: str) -> Cluster:
+def read_cluster(path_or_name: str, setting: str = "--cluster") -> Cluster:
     """A cluster file: a path, or the name of one of ds_configs/clusters/.
+
+    `setting`: what said it, for the message.
 
     Raises ConfigError with every fault.
     """
@@ -107,7 +109,7 @@ def read_cluster(path_or_name: str) -> Cluster:
         near = get_close_matches(path_or_name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f'--cluster = "{path_or_name}": no such file, and no cluster of that name; there are '
+            f'{setting} = "{path_or_name}": no such file, and no cluster of that name; there are '
             f"{', '.join(names)}.{hint}"
         )
     document = parse_yaml(path.read_text(encoding="utf-8"), str(path))

@@ -16,12 +16,15 @@ from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.errors import ConfigError
 from ds_train.launch.world import find_world
+from ds_train.paths import RunPaths
 from ds_train.plan.advise import choose_preset, compare_presets, smallest_change
 from ds_train.plan.cluster import Cluster, read_cluster, with_options
 from ds_train.plan.estimate import DEFAULT_UTILISATION, estimate
 from ds_train.plan.model_files import describe_model
 from ds_train.plan.rules import check_rules
 from ds_train.plan.table import advice, as_dict, plan_lines
+from ds_train.report.record import read_records
+from ds_train.report.traffic import Summary
 
 
 def plan_command(
@@ -47,7 +50,7 @@ def plan_command(
     presets = compare_presets(config, shape, where, share)
     choice = choose_preset(presets)
     change = smallest_change(config, shape, where, share) if one.fits is False else None
-    lines = [*plan_lines(one, presets, choice), *advice(one, choice, change)]
+    lines = [*plan_lines(one, presets, choice), *advice(one, choice, change), *_recorded(config)]
     print("\n".join(lines))
     if json_path is not None:
         said = {
@@ -63,6 +66,18 @@ def plan_command(
         }
         write_json(json_path, said)
     return 1 if one.fits is False else 0
+
+
+def _recorded(config: RunConfig) -> list[str]:
+    """What a run of this recipe has recorded of its communication, once there is one."""
+    paths, summary = RunPaths(Path(config.output_dir)), Summary()
+    for record in read_records(paths.metrics):
+        summary.add(record)
+    line = summary.line()
+    if line is None:
+        return []
+    head = f"recorded in {paths.root}: a counted step of rank 0; of a gather its own part"
+    return ["", head, *summary.table(), line]
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:

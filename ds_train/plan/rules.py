@@ -20,6 +20,7 @@ from ds_train.plan.rules_engine import offload_rules, precision_rules, zero_rule
 from ds_train.plan.rules_episodes import episode_rules
 from ds_train.plan.rules_labelled import labelled_rules
 from ds_train.plan.rules_losses import losses_rules
+from ds_train.plan.rules_report import report_rules
 from ds_train.plan.rules_seq_len import seq_len_rules
 from ds_train.plan.rules_sharing import sharing_rules
 from ds_train.plan.rules_transfer import transfer_rules
@@ -64,6 +65,7 @@ def check_rules(config: RunConfig, world_size: int | None) -> list[str]:
         *offload_rules(config),
         *precision_rules(config),
         *sharing_rules(config),
+        *report_rules(config),
         *_packages(config),
     ]
 

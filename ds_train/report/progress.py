@@ -15,6 +15,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from ds_train.config.report import ReportConfig
+from ds_train.report.communication import CommunicationRecord
 from ds_train.report.record import (
     EvaluationRecord,
     Record,
@@ -58,6 +59,8 @@ class Progress:
         if isinstance(record, RollbackRecord):
             self.say(rollback_line(record))
             return
+        if isinstance(record, CommunicationRecord):
+            return  # the run says at its end what all of them come to
         left_seconds = self._left(record)
         if self._bar is not None:
             self._bar.set_postfix_str(_bar_text(record), refresh=False)

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON line a step and one an evaluation, in metrics.jsonl.
+"""The record of a run: one JSON line a step, an evaluation, a counted step, in metrics.jsonl.
 
 Everything else that shows a run (progress, trackers, plots) reads these records. A line is written
 whole and flushed at once, so that a killed run loses at most the step it was in. A resumed run cuts
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ds_train.errors import CheckpointError
+from ds_train.report.communication import CommunicationRecord
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,18 @@ class StepRecord:
     rank_accuracy: float | None = None
     """fewshot.losses: share of the examples whose right answer was likelier by token than the wrong
     ones of the step."""
+    compute_seconds_min: float | None = None
+    """Several ranks: time in which the quickest of them computed, since the exchange of the step
+    before (its update) and up to this step's, without waiting for communication."""
+    compute_seconds_median: float | None = None
+    compute_seconds_max: float | None = None
+    slowest_rank: int | None = None
+    """The one of `compute_seconds_max`."""
+    exposed_seconds: float | None = None
+    """Over the same stretch: time in which a rank stood still because of communication, mean over
+    the ranks. None in a counted step and the one after it, where nothing overlaps."""
+    exposed_seconds_min: float | None = None
+    """Of the rank that stood still least. What the mean has more is waiting for slower ranks."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +131,10 @@ class RollbackRecord:
     """Samples that are in quarantine since."""
 
 
-Record = StepRecord | EvaluationRecord | TaskRecord | RollbackRecord
+Record = StepRecord | EvaluationRecord | TaskRecord | RollbackRecord | CommunicationRecord
 _CLASSES: dict[str, type[Record]] = {
-    one.type: one for one in (StepRecord, EvaluationRecord, TaskRecord, RollbackRecord)
+    one.type: one
+    for one in (StepRecord, EvaluationRecord, TaskRecord, RollbackRecord, CommunicationRecord)
 }
 
 

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +60,8 @@ def open_trackers(config: RunConfig) -> list[Tracker]:
 
 
 def _numbers(record: Record) -> dict[str, float]:
-    """The record's finite numbers: `step/loss`, `evaluation/loss`, `task/piqa/2shot/seed1234/acc`.
+    """The record's finite numbers: `step/loss`, `evaluation/loss`, `task/piqa/2shot/seed1234/acc`,
+    `communication/collectives/all_gather/bytes`.
 
     MLflow takes no commas in names, which lm_eval's metrics have.
     """
@@ -71,11 +72,20 @@ def _numbers(record: Record) -> dict[str, float]:
             re.sub(r"[^\w./ -]", "/", key.removesuffix(",none")): value
             for key, value in record.metrics.items()
         }
+    values.pop("step", None)
     return {
-        f"{prefix}/{key}": float(value)
-        for key, value in values.items()
-        if key != "step" and isinstance(value, int | float) and math.isfinite(value)
+        name: float(value)
+        for name, value in _flat(prefix, values)
+        if isinstance(value, int | float) and math.isfinite(value)
     }
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}/{key}", value)
+        else:
+            yield f"{prefix}/{key}", value
 
 
 def _run_name(config: RunConfig) -> str:
@@ -112,7 +122,7 @@ class _WandB:
             dir=config.output_dir,
             config=config.model_dump(mode="json"),
         )
-        for kind in ("step", "evaluation", "task"):
+        for kind in ("step", "evaluation", "task", "communication"):
             self._run.define_metric(f"{kind}/*", step_metric="global_step")
 
     def write(self, record: Record) -> None:

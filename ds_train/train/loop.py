@@ -31,6 +31,7 @@ from ds_train.launch.guard import die_with_parent
 from ds_train.launch.watchdog import collective_seconds
 from ds_train.report.record import Record, StepRecord
 from ds_train.report.reporter import Reporter
+from ds_train.train.communication import CommunicationWatch
 from ds_train.train.delivered import Delivered
 from ds_train.train.divergence import DivergenceGuard
 from ds_train.train.due import Position, is_due
@@ -89,6 +90,7 @@ class Loop:
         self.delivered = Delivered(run.reporting, run.ranks, run.start.step)
         self.refresher = Refresher(run, say)
         self.tasks = TaskEvaluations(run, say)
+        self.watch = CommunicationWatch(run, say)
         self.reporter: Reporter | None = None
         if run.ranks.is_main:
             request.watch(run.paths.stop)
@@ -164,6 +166,7 @@ class Loop:
         if stop:
             self._save()  # before anything else: whoever asked may not wait for long
             self.request.answered()
+            self._conclude()
             self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
             return True
         if is_due(run.config.evaluate.every, before, after):
@@ -182,13 +185,15 @@ class Loop:
         torch.manual_seed(dropout_seed(run.config.train.seed, step, run.ranks.rank))
         self.facts = join_layers(run, self.facts, before, self._say)
         rate = self.schedule.rate(step)
-        result = train_step(
-            run.engine,
-            batches,
-            objective=run.objective(step),
-            learning_rate=rate,
-            stop=self.request.requested,
-        )
+        with self.watch.step():
+            result = train_step(
+                run.engine,
+                batches,
+                objective=run.objective(step),
+                learning_rate=rate,
+                stop=self.request.requested,
+                count_next=self.watch.wants_count(step + 1),
+            )
         guard.check(step + 1, result)
         self.delivered.add(step, batches)
         total_tokens = run.plan.tokens_before(step + 1)
@@ -200,6 +205,7 @@ class Loop:
         )
         seconds = time.perf_counter() - began
         num_tokens = run.plan.num_tokens(step)
+        more: dict[str, Any] = {**result.parts, **self.watch.pace(step + 1, result, seconds)}
         self._report(
             StepRecord(
                 step=step + 1,
@@ -212,9 +218,11 @@ class Loop:
                 seconds=seconds,
                 tokens_per_second=num_tokens / seconds,
                 peak_memory_bytes=result.peak_memory_bytes,
-                **result.parts,
+                **more,
             )
         )
+        if (counted := self.watch.record(step + 1)) is not None:
+            self._report(counted)
         return result.stop
 
     def _position(self, step: int) -> Position:
@@ -237,11 +245,19 @@ class Loop:
             self._evaluate_tasks()
             self._save()
             self.delivered.write(self.run.paths, self._say)
+            self._conclude()
         why = f" (ended early, {self.facts.num_not_better} evaluations were not better)"
         self._say(
             f"done: {self.facts.step:,} steps{why if self.facts.ended_early else ''}; everything "
             f"lies in {quoted(self.run.paths.root)}"
         )
+
+    def _conclude(self) -> None:
+        """What communication was in this process's steps."""
+        if (counted := self.watch.record(self.facts.step, last=True)) is not None:
+            self._report(counted)
+        if (line := self.watch.summary.line()) is not None:
+            self._say(line)
 
     def _evaluate(self) -> None:
         run = self.run
@@ -300,3 +316,4 @@ class Loop:
     def _report(self, record: Record) -> None:
         if self.reporter is not None:
             self.reporter.write(record)
+            self.watch.summary.add(record)

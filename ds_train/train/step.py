@@ -21,6 +21,7 @@ from ds_train.data.batch import Batch
 from ds_train.data.store import TokenStore
 from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks, peak_memory_bytes
+from ds_train.engine.stopwatch import Lap
 from ds_train.train.objective import Objective, loss_of, means
 
 
@@ -38,6 +39,12 @@ class StepResult:
     """Some rank was asked to stop."""
     peak_memory_bytes: int
     """Of the rank that has taken most, up to this step's last backward."""
+    count_next: bool = False
+    """Rank 0 asks for the collectives of a coming step to be counted."""
+    compute_seconds: Sequence[float] = ()
+    """Each rank's time of computation since the exchange before this one (`engine.traffic`)."""
+    waiting_seconds: Sequence[float] = ()
+    """Each rank's time of standing still because of communication, over the same stretch."""
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -53,12 +60,14 @@ def train_step(
     objective: Objective,
     learning_rate: float,
     stop: bool,
+    count_next: bool = False,
 ) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one update.
 
     Args:
         objective: what is minimised, with what its sums over the whole step are divided by.
         stop: this rank was asked to stop; one all-reduce tells the others, with the loss.
+        count_next: this rank wants collectives to be counted; told in the same way.
 
     The update is not made where the loss is not finite.
     """
@@ -69,8 +78,10 @@ def train_step(
             batch_sums = objective.sums(engine, batch.to(device))
             engine.backward(loss_of(parts, batch_sums))
             sums += batch_sums.detach()
-    told = engine.ranks.sum(_pack(engine.ranks, sums, stop)).cpu()
-    totals, num_stops, peaks = told[: len(parts)], told[len(parts)], told[len(parts) + 1 :]
+    message = _pack(engine.ranks, sums, stop, count_next, engine.traffic.lap())
+    told = engine.traffic.exchange(message)
+    totals, (num_stops, num_wishes) = told[: len(parts)], told[len(parts) : len(parts) + 2]
+    peaks, compute, waiting = told[len(parts) + 2 :].view(3, -1)
     loss = float(loss_of(parts, totals))
     return StepResult(
         loss=loss,
@@ -78,15 +89,19 @@ def train_step(
         grad_norm=engine.step(learning_rate) if math.isfinite(loss) else math.nan,
         stop=bool(num_stops > 0),
         peak_memory_bytes=int(peaks.max()),
+        count_next=bool(num_wishes > 0),
+        compute_seconds=compute.tolist(),
+        waiting_seconds=waiting.tolist(),
     )
 
 
-def _pack(ranks: Ranks, sums: Tensor, stop: bool) -> Tensor:
-    """[parts + 1 + world_size]: what the ranks tell each other, one slot of memory for each."""
-    message = torch.zeros(len(sums) + 1 + ranks.world_size, dtype=torch.float64, device=sums.device)
-    message[: len(sums)], message[len(sums)] = sums, float(stop)
-    message[len(sums) + 1 + ranks.rank] = peak_memory_bytes(ranks.device)
-    return message
+def _pack(ranks: Ranks, sums: Tensor, stop: bool, count_next: bool, lap: Lap) -> Tensor:
+    """[parts + 2 + 3 world_size]: what the ranks tell each other; memory and times of each."""
+    own = torch.zeros(3, ranks.world_size, dtype=torch.float64)
+    own[0, ranks.rank] = peak_memory_bytes(ranks.device)
+    own[1, ranks.rank], own[2, ranks.rank] = lap.compute_seconds, lap.waiting_seconds
+    wishes = torch.tensor([stop, count_next], dtype=torch.float64)
+    return torch.cat([sums, torch.cat([wishes, own.flatten()]).to(sums.device)])
 
 
 @dataclass(frozen=True)

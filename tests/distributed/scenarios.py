@@ -239,6 +239,8 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
         plan.append(scenario(folder, f"cut-seq-len-{mode}-on", changes, run=f"cut-seq-len-{mode}"))
     plan.append(scenario(folder, "seq-len-z3", {**SEQ_LEN["reshape"], "engine.preset": "zero3"}))
     plan.append(scenario(folder, "twelve-steps", TWELVE_STEPS))
+    unwatched = {"report.communication_every": 0, "engine.preset": "zero3"}
+    plan.append(scenario(folder, "unwatched", unwatched))
     tasks = task_changes(folder)
     for stage in (0, 1, 2, 3):
         plan.append(scenario(folder, f"tasks-z{stage}", {**tasks, "engine.preset": f"zero{stage}"}))

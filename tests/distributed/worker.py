@@ -29,6 +29,7 @@ from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
 from ds_train.model.write import save_tensors
+from ds_train.report.communication import CommunicationRecord
 from ds_train.report.record import (
     EvaluationRecord,
     RollbackRecord,
@@ -119,6 +120,13 @@ def train(item: dict[str, Any], config: RunConfig, ranks: Ranks) -> dict[str, An
         "evaluations": [record.loss for record in evaluations],
         "rows": delivered_rows(run) if steps and steps[-1].step == run.total_steps else [],
         "said": lines,
+        "communication": [
+            asdict(record) for record in records if isinstance(record, CommunicationRecord)
+        ],
+        "computed": [[one.compute_seconds_min, one.compute_seconds_max] for one in steps],
+        "slowest": [one.slowest_rank for one in steps],
+        "exposed": [one.exposed_seconds for one in steps],
+        "seconds": [one.seconds for one in steps],
     }
 
 

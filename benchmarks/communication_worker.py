@@ -1,0 +1,153 @@
+"""Runs inside the deepspeed launcher: steps of one training, watched and not watched in turns.
+
+usage: deepspeed ... communication_worker.py PLAN.json
+The plan is a list of {"name", "recipe", "pairs", "block", "slow"}; NAME.json gets the results.
+
+The same training makes blocks of steps that are watched as in a run (`train/communication.py`), and
+blocks that are not, in turns, so that both see the same weights, memory and machine. `slow`: rank 1
+sleeps so many seconds before each forward pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_train.config.run import RunConfig
+from ds_train.data.prepare import prepare_data
+from ds_train.engine.engine import start_process_group, stop_process_group
+from ds_train.engine.ranks import Ranks
+from ds_train.train.communication import CommunicationWatch
+from ds_train.train.run import Run
+from ds_train.train.setup import set_up
+from ds_train.train.step import StepResult, train_step
+
+WARM_STEPS = 6
+OWN_STEPS, OWN_CALLS = 2_000, 20_000
+
+
+class Training:
+    """One training whose steps may be watched."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, *, slow: float) -> None:
+        self.run: Run = set_up(config, ranks, prepare_data(config, _silent), _silent)
+        self.watch = CommunicationWatch(self.run, _silent)
+        self.step = self.num_watched = 0
+        self.fields: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+        if slow and ranks.rank == 1:
+            engine: Any = self.run.engine
+            engine.forward = _slowed(engine.forward, slow)
+
+    def train(self, num_steps: int, *, watched: bool) -> tuple[float, float]:
+        """Wall and CPU seconds of some steps, without building their rows."""
+        run = self.run
+        batches = [run.build_batches(self.step + number) for number in range(num_steps)]
+        run.ranks.barrier()
+        wall, cpu = time.perf_counter(), time.process_time()
+        for mine in batches:
+            if watched:
+                self._watched_step(mine)
+            else:
+                train_step(run.engine, mine, **self._settings())
+            self.step += 1
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    def _settings(self) -> dict[str, Any]:
+        return {"objective": self.run.objective(self.step), "learning_rate": 1e-4, "stop": False}
+
+    def _watched_step(self, batches: list[Any]) -> None:
+        """What `train/loop.py` does; a watched step has a number of its own."""
+        watch, began = self.watch, time.perf_counter()
+        self.num_watched += 1
+        with watch.step():
+            wish = watch.wants_count(self.num_watched)
+            result = train_step(self.run.engine, batches, **self._settings(), count_next=wish)
+        seconds = time.perf_counter() - began
+        self.fields.append(watch.pace(self.num_watched, result, seconds) | {"seconds": seconds})
+        if (record := watch.record(self.num_watched)) is not None:
+            self.records.append(asdict(record))
+
+
+def _slowed(forward: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def late(*args: Any) -> Any:
+        time.sleep(seconds)
+        return forward(*args)
+
+    return late
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def compare(item: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Blocks of both kinds in turns; which of them goes first changes."""
+    config = RunConfig.model_validate(item["recipe"])
+    training = Training(config, ranks, slow=item.get("slow", 0.0))
+    training.train(WARM_STEPS, watched=True)
+    times: dict[str, list[tuple[float, float]]] = {"plain": [], "watched": []}
+    for number in range(item["pairs"]):
+        for name in ("plain", "watched") if number % 2 else ("watched", "plain"):
+            times[name].append(training.train(item["block"], watched=name == "watched"))
+    return {
+        "times": times,
+        "records": training.records,
+        "fields": training.fields,
+        "own": own_cost(training),
+    }
+
+
+def own_cost(training: Training) -> tuple[float, float]:
+    """CPU seconds that watching adds to a step, and to each call of a collective, by themselves."""
+    watch, traffic, number = training.watch, training.run.engine.traffic, training.num_watched
+    times = [0.5] * training.run.ranks.world_size
+    result = StepResult(
+        1.0, {}, 1.0, stop=False, peak_memory_bytes=0, compute_seconds=times, waiting_seconds=times
+    )
+    began = time.process_time()
+    for _ in range(OWN_STEPS):
+        with watch.step():
+            watch.wants_count(number)
+            traffic.lap()
+        watch.pace(number, result, 1.0)
+    a_step = (time.process_time() - began) / OWN_STEPS
+    watched, seconds = traffic._timed(_silent), []
+    with traffic.watched():
+        for call in (_silent, watched):
+            began = time.process_time()
+            for _ in range(OWN_CALLS):
+                call("")
+            seconds.append((time.process_time() - began) / OWN_CALLS)
+    return a_step, seconds[1] - seconds[0]
+
+
+def main() -> None:
+    """Every item of the plan, in one process group."""
+    torch.set_num_threads(1)
+    plan_file = Path(next(a for a in sys.argv[1:] if not a.startswith("--")))
+    ranks = Ranks.from_environment()
+    start_process_group(ranks)
+    for item in json.loads(plan_file.read_text()):
+        result_file = plan_file.parent / f"{item['name']}.json"
+        try:
+            result = compare(item, ranks)
+        except Exception:  # noqa: BLE001 (the others would wait for ever)
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            os._exit(1)
+        if ranks.is_main:
+            result_file.write_text(json.dumps(result))
+    stop_process_group()
+
+
+if __name__ == "__main__":
+    main()
