@@ -39,7 +39,7 @@ class Board:
     def make_ready(cls, paths: RunPaths, world: World) -> Board:
         """Clear what an earlier launch has left, and name this one."""
         if world.per_node:
-            return cls(paths, world, time.time() - 60.0, "")
+            return cls(paths, world, _now(paths.ranks), "")
         shutil.rmtree(paths.ranks, ignore_errors=True)
         board = cls(paths, world, 0.0, uuid.uuid4().hex)
         with suppress(OSError):  # a full disk: the run itself will say so
@@ -65,7 +65,11 @@ class Board:
         return read_notes(self.paths.ranks, self.since)
 
     def patience_seconds(self) -> float | None:
-        """How long the launcher may go on now: None while no rank has failed."""
+        """How long the launcher may go on now: None while no rank has failed, and where the other
+        hosts have launchers of their own.
+        """
+        if self.world.per_node:
+            return None
         notes = self.notes().values()
         if all(note.state == "running" for note in notes):
             return None
@@ -112,3 +116,16 @@ class Board:
         """After a run that ended well."""
         if not self.world.per_node:
             shutil.rmtree(self.paths.ranks, ignore_errors=True)
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of a folder, which may be another machine's."""
+    mark = folder / f".launched-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        return mark.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        mark.unlink(missing_ok=True)

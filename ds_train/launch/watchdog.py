@@ -63,9 +63,12 @@ class Watchdog:
         self._main = threading.main_thread().ident or 0
         self._over = threading.Event()
         self._stacks: TextIO | None = None
+        self._since = 0.0
+        """When this rank began, by the clock of the run folder."""
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             self._stacks = stacks_path(folder, rank).open("w", encoding="utf-8")
+            self._since = stacks_path(folder, rank).stat().st_mtime
         self._write("running")
         if seconds is not None:
             self._arm(max(seconds, SETUP_SECONDS))
@@ -80,6 +83,8 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
             for path in (f(self._folder, self._note.rank) for f in (note_path, stacks_path)):
                 path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._folder.rmdir()  # by the last one, where nobody else has a file there
             return
         faulthandler.dump_traceback_later(_LAST_SECONDS, exit=True)  # to stderr
         lines = str(error).strip().splitlines() or [""]
@@ -106,7 +111,7 @@ class Watchdog:
                 if marks.now.num_steps < 2:
                     limit = max(limit, SETUP_SECONDS)
                 age = now - marks.now.at
-                if age > limit or (self._folder / HANG_FILE).exists():
+                if age > limit or self._is_told():
                     self._give_up(age)
                 self._arm(limit - age)
             if self._note.position != _position() or self._note.was_asked != marks.now.was_asked:
@@ -151,11 +156,18 @@ class Watchdog:
             time.sleep(0.1)
         os._exit(1)  # the main thread can't be made to return
 
+    def _is_told(self) -> bool:
+        """Whether another rank of this launch has given up; an older file is of another launch."""
+        try:
+            return (self._folder / HANG_FILE).stat().st_mtime >= self._since
+        except OSError:
+            return False
+
     def _is_first(self) -> bool:
+        told = self._is_told()
         with suppress(OSError):
-            (self._folder / HANG_FILE).touch(exist_ok=False)
-            return True
-        return False
+            (self._folder / HANG_FILE).touch()
+        return not told
 
     def _write(self, state: State) -> None:
         now = marks.now

@@ -40,6 +40,8 @@ with watchdog.watched(Path(sys.argv[1]), float(sys.argv[2]) or None):
         raise OSError(28, "No space left on device")
 """
 
+NOTE = RankNote(1, 2, "vm", 7, "running", 1.0, "step 3", (3, 0, 1))
+
 
 def start(
     root: Path,
@@ -77,6 +79,22 @@ def test_all_ranks_write_their_stacks(tmp_path: Path) -> None:
         assert (notes[rank].state, notes[rank].phase) == ("hung", "step 7")
 
 
+def test_what_an_earlier_launch_has_left_is_not_taken_for_a_hang(tmp_path: Path) -> None:
+    ranks = RunPaths(tmp_path).ranks
+    ranks.mkdir()
+    write_note(ranks, NOTE)
+    (ranks / HANG_FILE).touch()
+    for path in ranks.iterdir():
+        os.utime(path, (1.0, 1.0))
+    rank = start(tmp_path, "works")
+    printed, _ = rank.communicate(timeout=40)
+    assert rank.returncode == 0, printed
+    nodes = World({"node-0": [0], "node-1": [0]}, "hosts", 0, None, per_node=True)
+    board = Board.make_ready(RunPaths(tmp_path), nodes)
+    assert board.notes() == {} and board.hosts == {} and board.variables == {}
+    assert sorted(path.name for path in ranks.iterdir()) == ["hang", "rank-00001.json"]
+
+
 def test_code_that_holds_the_interpreters_lock_is_ended_by_the_timer(tmp_path: Path) -> None:
     rank = start(tmp_path, "holds")
     began = time.monotonic()
@@ -92,7 +110,7 @@ def test_progress_keeps_a_rank_alive_and_a_good_end_leaves_no_trace(tmp_path: Pa
     rank = start(tmp_path, "works")
     printed, _ = rank.communicate(timeout=40)
     assert rank.returncode == 0, printed
-    assert list(RunPaths(tmp_path).ranks.iterdir()) == []
+    assert not RunPaths(tmp_path).ranks.exists()
 
 
 def test_last_words(tmp_path: Path) -> None:
@@ -117,9 +135,6 @@ def test_a_rank_of_another_launch_ends(tmp_path: Path) -> None:
     rank.communicate(timeout=30)
     assert rank.returncode == 1
     assert stacks_path(RunPaths(tmp_path).ranks, 0).read_text() == ""
-
-
-NOTE = RankNote(1, 2, "vm", 7, "running", 1.0, "step 3", (3, 0, 1))
 
 
 def test_the_board_waits_for_ranks_that_failed(tmp_path: Path) -> None:
