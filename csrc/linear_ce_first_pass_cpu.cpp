@@ -100,30 +100,46 @@ Bf16 *LinearRun::group_block(const Group &g, const Slab &s, int64_t panel) const
 }
 
 void LinearRun::merge_group(const Group &g, int64_t panel) {
-  for (int64_t token = panel * kPanel; token < (panel + 1) * kPanel; ++token) {
-    const int64_t label = token < tokens_ ? rows_.labels[token] : -1;
-    RowStats &row = stats_[token];
-    float reference = g.reference_before[token];
-    for (int64_t s = g.begin; s < g.end; ++s) {
-      const int64_t at = (s - g.begin) * padded_tokens_ + token;
-      if (label >= 0 && label < vocab_ && label / kSlab == s) {
-        row.target = target_[token];
-        row.target_is_first = target_is_first_[token] && row.target > top_[token];
-      }
-      top_[token] = std::max(top_[token], g.max[at]);
-      reference = std::max(reference, g.slab_reference[at]);
-    }
-    g.reference_out[token] = reference;
-    raise_row(g, token, reference);
-    for (int64_t s = g.begin; s < g.end; ++s) {
-      const int64_t at = (s - g.begin) * padded_tokens_ + token;
-      const float shift = g.slab_reference[at] - reference, shrink = shift == 0 ? 1 : expf(shift);
-      row.others += shrink * g.sum[at];
-      if (with_shifted_ && shrink > 0)
-        row.others_shifted += shrink * (g.shifted[at] + shift * g.sum[at]);
-      if (rows_.logit_sum) row.logit_sum += g.logit_sum[at];
+  const int64_t first = panel * kPanel;
+  bool risen = false;
+  float *top = top_ + first;
+  std::memcpy(g.reference_out + first, g.reference_before + first, kPanel * sizeof(float));
+  for (int64_t s = g.begin; s < g.end; ++s) {
+    const int64_t at = (s - g.begin) * padded_tokens_ + first;
+    take_target(s, panel);
+    for (int64_t i = 0; i < kPanel; ++i) {
+      const float reference = g.slab_reference[at + i];
+      float &out = g.reference_out[first + i];
+      top[i] = std::max(top[i], g.max[at + i]);
+      risen |= reference != g.reference_before[first + i];
+      out = std::max(out, reference);
     }
   }
+  for (int64_t token = first; risen && token < first + kPanel; ++token)
+    raise_row(g, token, g.reference_out[token]);
+  for (int64_t s = g.begin; s < g.end; ++s)
+    for (int64_t token = first; token < first + kPanel; ++token)
+      add_sums(g, (s - g.begin) * padded_tokens_ + token, token);
+}
+
+// The labels of a slab's panel; top_ is that of the slabs before.
+void LinearRun::take_target(int64_t s, int64_t panel) {
+  targets(slab(s), panel, [&](int64_t token, int64_t) {
+    RowStats &row = stats_[token];
+    row.target = target_[token];
+    row.target_is_first = target_is_first_[token] && row.target > top_[token];
+  });
+}
+
+// A slab's sums of a row, which stand at `at`, to those so far.
+void LinearRun::add_sums(const Group &g, int64_t at, int64_t token) {
+  RowStats &row = stats_[token];
+  const float shift = g.slab_reference[at] - g.reference_out[token];
+  const float shrink = shift == 0 ? 1 : expf(shift);
+  row.others += shrink * g.sum[at];
+  if (with_shifted_ && shrink > 0)
+    row.others_shifted += shrink * (g.shifted[at] + shift * g.sum[at]);
+  if (rows_.logit_sum) row.logit_sum += g.logit_sum[at];
 }
 
 // If a row's reference has risen, what it had so far shrinks. The group's exponentials, too, must

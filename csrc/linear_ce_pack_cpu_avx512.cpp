@@ -67,12 +67,18 @@ void add_up_lanes(const float *column_sums, int64_t columns, float *out) {
 }
 
 void pack_tokens(const Bf16 *x, int64_t stride, int64_t tokens, int64_t dims, Bf16 *out) {
-  const int64_t padded = (dims + 31) / 32 * 32;
-  for (int64_t t = 0; t < kPanel; ++t)
-    for (int64_t k = 0; k < padded; ++k) {
-      const bool inside = t < tokens && k < dims;
-      out[(k / 2 * kPanel + t) * 2 + k % 2] = inside ? x[t * stride + k] : 0;
+  for (int64_t d = 0; d < dims; d += 32, out += 32 * kPanel) {
+    const __mmask32 mask = dims - d >= 32 ? 0xffffffff : (1u << (dims - d)) - 1;
+    for (int64_t t = 0; t < kPanel; t += 16) {
+      __m512i pairs[16];  // of a token, then of two dims
+      for (int64_t i = 0; i < 16; ++i) {
+        const bool inside = t + i < tokens;
+        pairs[i] = _mm512_maskz_loadu_epi16(inside ? mask : 0, inside ? x + (t + i) * stride + d : x);
+      }
+      transpose(pairs);
+      for (int64_t k = 0; k < 16; ++k) _mm512_storeu_si512(out + (k * kPanel + t) * 2, pairs[k]);
     }
+  }
 }
 
 void pack_rows(const Bf16 *x, int64_t stride, int64_t rows, int64_t padded_rows, int64_t dims,

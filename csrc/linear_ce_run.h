@@ -117,6 +117,8 @@ class LinearRun {
   void first_pass();
   Bf16 *group_block(const Group &, const Slab &, int64_t panel) const;
   void merge_group(const Group &, int64_t panel);
+  void take_target(int64_t slab, int64_t panel);
+  void add_sums(const Group &, int64_t at, int64_t token);
   void raise_row(const Group &, int64_t token, float reference);
   void finish_rows();
   void finish_row_of(int64_t token);
@@ -194,5 +196,16 @@ class LinearRun {
   Buffer<float> hidden_sum_;            // sum over tokens of their logit_sum_gradient times x
   float logit_sum_gradient_total_ = 0;
 };
+
+// visit(token, position in z) for the labels in this slab of this panel's tokens.
+template <class Visit>
+void LinearRun::targets(const Slab &s, int64_t panel, const Visit &visit) const {
+  const auto begin = entries_.begin() + slab_entries_[s.index];
+  const auto end = entries_.begin() + slab_entries_[s.index + 1];
+  auto at = std::lower_bound(begin, end, panel * kPanel,
+                             [](const Entry &e, int64_t token) { return e.token < token; });
+  for (; at != end && at->token < (panel + 1) * kPanel; ++at)
+    visit(at->token, at->column * kPanel + at->token % kPanel);
+}
 
 }  // namespace ds_train

@@ -65,17 +65,6 @@ void LinearRun::logits(const Slab &s, const SlabWeight &w, int64_t first_panel, 
   rest.finish();
 }
 
-// visit(token, position in z) for the labels in this slab of this panel's tokens.
-template <class Visit>
-void LinearRun::targets(const Slab &s, int64_t panel, const Visit &visit) const {
-  const auto begin = entries_.begin() + slab_entries_[s.index];
-  const auto end = entries_.begin() + slab_entries_[s.index + 1];
-  auto at = std::lower_bound(begin, end, panel * kPanel,
-                             [](const Entry &e, int64_t token) { return e.token < token; });
-  for (; at != end && at->token < (panel + 1) * kPanel; ++at)
-    visit(at->token, at->column * kPanel + at->token % kPanel);
-}
-
 // The label's logit leaves the tile: it is kept, and its place adds nothing from here on.
 void LinearRun::take_targets(const Slab &s, int64_t panel, float *z) {
   targets(s, panel, [&](int64_t token, int64_t at) {
