@@ -149,6 +149,13 @@ def memory_cases(folder: Path) -> list[Case]:
         ),
         ("lora-z2-nogc-1", "llama-32m", "lora", 2, {"ranks": 1, "micro": 4}),
         ("full-z3-gc-2", "llama-32m", "full", 3, {"zero": SHARD_ALL, "checkpointing": True}),
+        ("lora-z2-whole-rows-2", "llama-32m", "lora", 2, {"micro": 8}),
+        ("lora-z2-shared-rows-2", "llama-32m", "lora", 2, {"micro": 8, "share": 2}),
+        ("full-z2-shared-rows-2", "llama-32m", "full", 2, {"micro": 8, "share": 2}),
+        (
+            "lora-z2-gc-shared-rows-2", "llama-32m", "lora", 2,
+            {"micro": 16, "share": 2, "checkpointing": True},
+        ),
         ("qwen2-full-z2-fp32-2", "qwen2-13m", "full", 2, {"micro": 4}),
         ("qwen2-lora-z1-fp32-2", "qwen2-13m", "lora", 1, {"micro": 4}),
     ]  # fmt: skip

@@ -224,7 +224,10 @@ NOT_HERE: dict[str, str] = {
     "pipeline": "needs a PipelineModule, not a Hugging Face model; it is not supported here",
     "sequence_parallel_size": "would change the scale of the gradients at some stages; set "
     "engine.sequence_parallel_size",
-    "tensor_parallel": "does not work with adapters in DeepSpeed 0.19; it is not supported here",
+    "tensor_parallel": "(AutoTP) is not supported here: in DeepSpeed 0.19 an adapter fails in its "
+    "first forward pass, ZeRO-3 can't load pretrained weights with it, and a checkpoint would hold "
+    "one rank's part of each weight; for a model too large for a GPU set engine.preset: zero3, for "
+    "rows too long for one engine.sequence_parallel_size",
     "torch_autocast": "is a second way to set the arithmetic; use model.dtype",
     "use_data_before_expert_parallelism": "is not supported here",
     "weight_quantization": "is for inference; use model.quantization",

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ds_train.data.batch import Batch
 from ds_train.engine.engine import Engine
@@ -14,13 +13,17 @@ from ds_train.errors import ConfigError
 
 _ROW_PART = 16
 """Positions of a rank in the row that is tried."""
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Of a token's loss, relative to the mean: what another order of sums may change."""
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
+"""Mean difference of a rank's losses over the mean loss: what another order of sums may change.
+
+The mean, as a token of a mixture of experts may go to another expert for the last bit's sake."""
 
 
 @torch.no_grad()
 def check_shared_rows(engine: Engine) -> str:
     """Compare each rank's positions of a row of three documents with the row computed whole.
+
+    The second document lies on all ranks, the others on the first and the last.
 
     A collective call. Returns what to say about it.
 
@@ -39,17 +42,21 @@ def check_shared_rows(engine: Engine) -> str:
     own = engine.token_losses(engine.share(batch).to(ranks.device))[0]
     engine.train_mode(True)
     place = slice(ranks.sequence_rank * _ROW_PART, (ranks.sequence_rank + 1) * _ROW_PART)
-    worst = _largest_difference(own, whole[:, place])
-    wrong = worst > _TOLERANCE[next(inner.parameters()).dtype] * float(whole.mean())
+    off = (own - whole[:, place]).abs()
+    limit = _TOLERANCE[inner.get_input_embeddings().weight.dtype] * float(whole.mean())
     layers = text.num_hidden_layers
+    right = float(off.mean()) <= limit and shared.num_calls == layers  # NaN is not right
     # all ranks have to end alike: one that is off alone would leave the others waiting
-    num_wrong = int(ranks.sum(torch.tensor(float(wrong or shared.num_calls != layers))))
-    setting = f"engine.sequence_parallel_size = {shared.size}"
-    if num_wrong:
+    told = torch.zeros(2, ranks.world_size, dtype=torch.float64)
+    told[:, ranks.rank] = torch.tensor([float(not right), float(off.max())])
+    wrong, largest = ranks.sum(told)
+    worst = float(largest.max())
+    if wrong.any():
         raise ConfigError(
-            f"{setting}: shared rows do not have the losses of whole ones in this architecture "
-            f"({text.model_type}: {shared.num_calls} of {layers} layers exchange, a token's loss "
-            f"moves by up to {worst:.2g}). Set engine.sequence_parallel_size: 1."
+            f"engine.sequence_parallel_size = {shared.size}: shared rows do not have the losses of "
+            f"whole ones in this architecture ({text.model_type}: {shared.num_calls} of {layers} "
+            f"layers exchange, a token's loss moves by up to {worst:.2g}). Set "
+            "engine.sequence_parallel_size: 1."
         )
     return (
         f"rows: {shared.size} processes share each, {layers} layers exchange heads for positions "
@@ -57,16 +64,12 @@ def check_shared_rows(engine: Engine) -> str:
     )
 
 
-def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max())
-
-
 def _batch(length: int, vocab_size: int) -> Batch:
     """One row of three documents, every token of them learned."""
     draw = np.random.default_rng(0)
     ids = torch.from_numpy(draw.integers(0, vocab_size, (1, length)))
     positions = np.arange(length)
-    for start in (length // 3, length // 2):
+    for start in (5, length - 7):
         positions[start:] = np.arange(length - start)
     nobody = np.empty(0, dtype=np.int64)
     return Batch(
