@@ -66,7 +66,7 @@ class Row:
     done: str
     said: str
     code: int
-    root: Path
+    root: Path | None
     went_on_from: int | None = None
     reached: int | None = None
     note: str = ""
@@ -197,7 +197,8 @@ def where(command: Command) -> tuple[int | None, int | None]:
     told = command.said("resume: goes on after step ")
     restart = command.said("restart: from step ")
     reached = restart.partition("(reached: ")[2].partition(")")[0] if restart else ""
-    return (int(told.split()[0]) if told else None, int(reached) if reached else None)
+    went_on = int(told.split()[0]) if told else 0 if restart else None
+    return went_on, int(reached) if reached else None
 
 
 def steps_of(command: Command) -> list[int]:
@@ -238,46 +239,44 @@ def sigterm(kills: Kills) -> Row:
 
 
 def during_save(kills: Kills) -> Row:
+    """The second checkpoint, when the first of its files is there."""
     command = kills.run("save")
-    command.until(f"step {EVERY - 1}/")
-    checkpoints = RunPaths(kills.root("save")).checkpoints
-    ranks = command.ranks()
-    left = None
+    command.until(f"step {2 * EVERY - 1}/")
+    partial = RunPaths(kills.root("save")).checkpoints / f".partial-step-{2 * EVERY:08d}"
+    ranks = [rank.pid for rank in command.ranks().values()]
     deadline = time.monotonic() + 60
-    while left is None and time.monotonic() < deadline:
-        left = next(checkpoints.glob(".partial-step-*"), None)
-    for rank in ranks.values():
-        os.kill(rank.pid, signal.SIGKILL)
-    row = Row(
-        "during save",
-        "SIGKILL to both ranks while a checkpoint is written",
-        "",
-        0,
-        kills.root("save"),
-    )
-    row.note = f"{left.name if left else 'nothing'} was half written"
-    if left is not None:
-        row.note += (
-            f" ({len([p for p in left.rglob('*') if p.is_file()])} files)" if left.exists() else ""
-        )
+    while not list(partial.glob("state/*")) and time.monotonic() < deadline:
+        pass
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    names = [str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()]
+    done = "SIGKILL to both ranks while a checkpoint is written"
+    row = Row("during save", done, "", 0, kills.root("save"))
+    row.note = f"{partial.name} had {', '.join(sorted(names)) or 'no file'} then"
     return by_itself(kills, command, row)
 
 
 def during_export(kills: Kills) -> Row:
     run, target = kills.root("undisturbed"), kills.folder / "exported"
     command = ds_train("export", str(run), "--merge", "--output", str(target))
-    left = None
-    while left is None and command.process.poll() is None:
-        left = next(kills.folder.glob(".exported.partial-*/*"), None)
+    names: list[str] = []
+    while not names and command.process.poll() is None:
+        names = [path.name for path in kills.folder.glob(".exported.partial-*/*")]
     command.process.kill()
     code = command.finish()
     state = "absent" if not target.exists() else "there"
-    second = ds_train("export", str(run), "--merge", "--output", str(target))
-    second_code = second.finish()
-    row = Row("during export", "SIGKILL to `ds-train export` while it writes", "", code, run)
+    codes = []
+    for place in (target, target.with_name("exported-alone")):
+        codes.append(ds_train("export", str(run), "--merge", "--output", str(place)).finish())
+    whole = [
+        {file.name: file.read_bytes() for file in place.iterdir()}
+        for place in (target, target.with_name("exported-alone"))
+    ]
+    row = Row("during export", "SIGKILL to `ds-train export` while it writes", "", code, None)
     row.note = (
-        f"the output was {state}; the same command: exit code {second_code}, "
-        f"{len(list(target.glob('*.safetensors')))} weight file"
+        f"{', '.join(names)} had been begun; the output was {state}; the same command: exit code "
+        f"{codes[0]}, and its {len(whole[0])} files are "
+        f"{'those' if whole[0] == whole[1] else 'NOT those'} of an export that was left alone"
     )
     return row
 
@@ -412,8 +411,9 @@ def show(kills: Kills, rows: Sequence[Row], left_out: Sequence[str], seconds: fl
             if row.reached is None or row.went_on_from is None
             else row.reached - row.went_on_from
         )
-        difference = kills.difference(row.root)
+        difference = None if row.root is None else kills.difference(row.root)
         shown = "steps are missing" if difference is None else f"{difference:.1e}"
+        shown = "-" if row.root is None else shown
         numbers = ["-" if x is None else str(x) for x in (row.reached, row.went_on_from)]
         lines.append(
             f"| {row.kind} | {row.done} | {row.code} | {' | '.join(numbers)} | {lost} | {shown} |"

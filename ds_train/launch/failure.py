@@ -112,24 +112,34 @@ def signal_name(number: int) -> str:
 def _killed(signum: int, silent: Sequence[int], ended: Ended) -> Failure:
     who = " or ".join(place_of(rank, ended.notes, ended.hosts) for rank in silent[:4])
     # those who lost it noted it then; its own note is some seconds old
-    seen = [n for n in ended.notes.values() if n.state == "ended" or n.rank in silent]
-    when = f" in {max(seen, key=lambda n: n.position).phase}" if seen else ""
+    told = [n for n in ended.notes.values() if n.state == "ended"]
+    seen = [ended.notes[rank] for rank in silent if rank in ended.notes]
+    when = f" in {max(told, key=lambda n: n.position).phase}" if told else ""
+    last = f"; last seen in {seen[0].phase}" if seen and not told else ""
     if not signum:
-        text = f"{who} was gone{when} without a word: killed, or its host is lost"
-        return Failure("killed", text)
+        return Failure(
+            "killed", f"{who} was gone{when} without a word: killed, or its host is lost"
+        )
     text = f"{who or 'a training process'} was killed by {signal_name(signum)}{when}"
     if signum == signal.SIGBUS:
-        return Failure("killed", text, "The usual cause is a full /dev/shm; give it more room.")
-    if signum != signal.SIGKILL:
-        return Failure("killed", text, "What stands above says more.")
+        remedy = "The usual cause is a full /dev/shm; give it more room."
+    elif signum != signal.SIGKILL:
+        remedy = "What stands above says more."
+    else:
+        why, remedy = _why_killed(ended.num_oom_kills)
+        text += f" ({why})"
+    return Failure("killed", text + last, remedy)
+
+
+def _why_killed(num_oom_kills: int | None) -> tuple[str, str]:
+    """What SIGKILL came from, and the remedy."""
     memory = "Too little memory: lower train.per_device_train_batch_size, or see `ds-train plan`."
-    if ended.num_oom_kills:
-        text += f" (the kernel's out-of-memory killer ended {ended.num_oom_kills} here meanwhile)"
-        return Failure("killed", text, memory)
-    if ended.num_oom_kills == 0:
-        text += " (not by this machine's out-of-memory killer: somebody sent it)"
-        return Failure("killed", text)
-    return Failure("killed", f"{text} (the usual cause is too little memory)", memory)
+    if num_oom_kills:
+        how = f"the kernel's out-of-memory killer ended {num_oom_kills} here meanwhile"
+        return how, memory
+    if num_oom_kills == 0:
+        return "not by this machine's out-of-memory killer: somebody sent it", ""
+    return "the usual cause is too little memory", memory
 
 
 def _launcher(text: str) -> Failure:

@@ -57,7 +57,7 @@ CASES: list[tuple[int, dict[int, RankNote], dict[int, str], str, str, bool]] = [
         notes(note(0, was_asked=True), note(1)),
         HERE,
         "killed",
-        "rank 1 was killed by SIGKILL",
+        "rank 1 was killed by SIGKILL (the usual cause is too little memory); last seen in step 6.",
         True,
     ),
     (-9, notes(note(0), note(1)), HERE, "launcher", "launcher was killed by SIGKILL.", True),
