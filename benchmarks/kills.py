@@ -104,9 +104,9 @@ class Command:
                 found[int(one.environ()["RANK"])] = one
         return found
 
-    def said(self, *begins: str) -> str:
-        """The first line that begins so, without that."""
-        for line in self.lines:
+    def said(self, *begins: str, last: bool = False) -> str:
+        """The first line that begins so, or the last one, without that."""
+        for line in reversed(self.lines) if last else self.lines:
             for begin in begins:
                 if line.startswith(begin):
                     return line.removeprefix(begin)
@@ -334,7 +334,7 @@ def host_down(kills: Kills) -> Row:
         command.lines = [line.removeprefix("node-0: ") for line in command.lines]
         row.said = command.said("failed: ")
         row.went_on_from, row.reached = where(command)
-        row.note = "went on on one host: " + command.said("step: ")
+        row.note = "went on on one host: " + command.said("step: ", last=True)
         return row
     finally:
         hosts.down()
