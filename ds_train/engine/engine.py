@@ -409,8 +409,10 @@ class Engine:
             for key in keys:
                 tensors[key] = safe_get_full_optimizer_state(parameter, key)
         shape = getattr(parameter, "ds_shape", parameter.shape)
-        return {
-            key: tensor.detach().cpu().view(shape) if tensor.numel() == shape.numel() else tensor
+        return {  # fp32, also of bf16 optimizer states: a checkpoint does not depend on them
+            key: tensor.detach().float().cpu().view(shape)
+            if tensor.numel() == shape.numel()
+            else tensor
             for key, tensor in tensors.items()
         }
 

@@ -122,7 +122,7 @@ def default_values(config: RunConfig, stage: int, given: dict[str, Any]) -> dict
         "disable_python_gc": False,
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
-    if _uses_nvme(given):
+    if uses_nvme(given):
         defaults["aio"] = _AIO
     return defaults
 
@@ -131,9 +131,10 @@ def _trains_base(config: RunConfig) -> bool:
     return config.adapter.method in ("full", "partial")
 
 
-def _uses_nvme(given: dict[str, Any]) -> bool:
+def uses_nvme(given: dict[str, Any]) -> bool:
+    """Whether a DeepSpeed config offloads to a disk."""
     zero = given.get("zero_optimization", {})
-    blocks = (zero.get("offload_optimizer", {}), zero.get("offload_param", {}))
+    blocks = (zero.get("offload_optimizer") or {}, zero.get("offload_param") or {})
     return any(block.get("device") == "nvme" for block in blocks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes.util import find_library
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ds_train.errors import ConfigError
 from ds_train.launch.command import launcher_command
 from ds_train.launch.per_node import refuse_restarts
 from ds_train.paths import default_cache_dir
+from ds_train.plan.ds_defaults import uses_nvme
 from ds_train.plan.validate import Plan, validate
 
 LAUNCH_RECIPE = "recipe.launch.yaml"
@@ -51,7 +53,12 @@ def plan_launch(
 
 
 def _check_device(plan: Plan) -> None:
-    """bitsandbytes needs CUDA where the ranks are; other hosts can't be looked at from here."""
+    """What the ranks' machines must have; other hosts can't be looked at from here."""
+    if uses_nvme(plan.ds_config) and plan.world.is_local and find_library("aio") is None:
+        raise ConfigError(
+            "offload to nvme: DeepSpeed reads and writes through libaio, which is not installed "
+            "here; install it with its headers (apt install libaio-dev), or take another preset."
+        )
     kind = plan.config.model.quantization
     if kind != "none" and plan.world.is_local and plan.world.on_cpu:
         raise ConfigError(

@@ -6,6 +6,7 @@ With N parameters of which T train, n ranks, w bytes an element (Rajbhandari et 
     weights        w N, under ZeRO-3 w N / n and whole what is too small to be sharded
     fp32 masters   4 T / n of what trains, also where the model is fp32 (stage 0: 4 T in 16 bits)
     optimizer      Adam's two moments, 8 T / n; Adafactor's sums of rows and columns
+    in bf16        both half as large with bf16_optimizer_states
     gradients      what waits between micro-batches, see `_waiting_gradients`
 
 The peak is that of the backward pass, of the reduction after it or of the update, whichever is the
@@ -164,8 +165,9 @@ class _Accountant:
         on_disk = self.s.offloads("optimizer") == "nvme"
         note = "a piece; the rest is on NVMe" if on_disk else ""
         own = self.trained if self.s.stage == 0 else self._shard(self.trained)
-        masters = 0 if self.s.stage == 0 and self.s.width == 4 else 4 * own
-        states = 8 * own
+        width = self.s.master_width
+        masters = 0 if self.s.stage == 0 and self.s.width == 4 else width * own
+        states = 2 * self.s.moment_width * own
         if self.s.config.train.optim == "adafactor":
             states = 4 * sum(
                 sum(one.shape) if len(one.shape) > 1 else one.num_elements
@@ -174,7 +176,9 @@ class _Accountant:
         if on_disk:
             buffered = min(own, int(self.s.zero["sub_group_size"]))
             masters, states = 4 * buffered, 8 * buffered
-        yield Term("fp32 masters", masters, place=place, note=note)
+        yield Term(
+            "fp32 masters" if width == 4 else "bf16 masters", masters, place=place, note=note
+        )
         yield Term("optimizer state", states, place=place, note=note)
         if self.s.config.train.l2_sp is not None:
             yield Term("L2-SP: first weights", self.s.width * own, place=place)
@@ -241,7 +245,7 @@ class _Accountant:
         if self.s.stage == 0:
             yield Term("update: fp32 gradients", 4 * own if self.s.width == 2 else 0, "update")
         elif self.s.stage < 3:
-            yield Term("update: flat gradients", 4 * own, "update")
+            yield Term("update: flat gradients", self.s.master_width * own, "update")
         else:
             piece = min(own, int(self.s.zero["sub_group_size"]))
-            yield Term("update: flat gradients", 4 * piece, "update")
+            yield Term("update: flat gradients", self.s.master_width * piece, "update")

@@ -53,18 +53,43 @@ def _modules_at_once(config: RunConfig, zero: dict[str, Any]) -> Iterator[str]:
 
 
 def precision_rules(config: RunConfig) -> Iterator[str]:
-    """Faults of 16-bit master weights; DeepSpeed tells them by an assertion after the launch."""
-    bf16 = given_block(config, "bf16")
-    optimizer = (zero_settings(config).get("offload_optimizer") or {}).get("device", "none")
-    if bf16.get("bf16_optimizer_states") and not bf16.get("bf16_master_weights_and_grads"):
+    """Faults of 16-bit masters and optimizer states: DeepSpeed tells some of them by an assertion
+    after the launch, and others not at all."""
+    bf16, zero = given_block(config, "bf16"), zero_settings(config)
+    optimizer = (zero.get("offload_optimizer") or {}).get("device", "none")
+    masters, states = (
+        bool(bf16.get(key)) for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states")
+    )
+    if states and not masters:
         yield (
             "bf16.bf16_optimizer_states = true: needs bf16.bf16_master_weights_and_grads: true; "
             "add it, or remove both."
         )
-    if bf16.get("bf16_master_weights_and_grads") and optimizer != "cpu":
+    elif states and config.model.dtype != "bf16":
         yield (
-            "bf16.bf16_master_weights_and_grads = true: DeepSpeed 0.19 has it only with the "
-            "optimizer on the CPU; set engine.preset: zero2_offload_cpu, or remove it."
+            f"bf16.bf16_optimizer_states = true with model.dtype = {config.model.dtype}: has no "
+            f"effect there; set model.dtype: bf16, or remove it."
+        )
+    elif states and zero.get("stage", 0) < 2:
+        yield (
+            "bf16.bf16_optimizer_states = true: below ZeRO stage 2 DeepSpeed 0.19 keeps fp32 "
+            "without a word; set engine.preset: zero2_bf16_states, or remove it."
+        )
+    elif states and optimizer != "none":
+        yield (
+            f"bf16.bf16_optimizer_states = true with the optimizer on the {optimizer}: its states "
+            f"are fp32 there; take offload_optimizer away, or remove it."
+        )
+    elif states and config.train.optim == "adafactor":
+        yield (
+            "bf16.bf16_optimizer_states = true with train.optim = adafactor: its sums of squares "
+            "would lose most of what is added; set train.optim: adamw, or remove it."
+        )
+    elif masters and not states and optimizer != "cpu":
+        yield (
+            "bf16.bf16_master_weights_and_grads = true: DeepSpeed 0.19 has it only with "
+            "bf16_optimizer_states, or with the optimizer on the CPU; set engine.preset: "
+            "zero2_bf16_states, or remove it."
         )
 
 
@@ -90,5 +115,11 @@ def offload_rules(config: RunConfig) -> Iterator[str]:
             )
         if device == "nvme" and not block.get("nvme_path"):
             yield f"{name}.nvme_path is missing: name a folder on the NVMe disk."
+        if block.get("super_offload"):
+            yield (
+                f"{name}.super_offload = true: keeps Adam's moments in a process of its own, out "
+                "of which DeepSpeed 0.19 has no way, so the run could not be resumed; set "
+                "engine.preset: zero3_offload_cpu."
+            )
         if block.get("ratio", 1.0) < 1.0 and stage != 3:
             yield f"{name}.ratio = {block['ratio']}: only stage 3 offloads in part; remove it."

@@ -58,6 +58,16 @@ class Setting:
         return WIDTH[self.ds_config["data_types"]["grad_accum_dtype"]]
 
     @property
+    def master_width(self) -> int:
+        """Bytes of a weight that the optimizer updates."""
+        return 2 if self.ds_config["bf16"].get("bf16_master_weights_and_grads") else 4
+
+    @property
+    def moment_width(self) -> int:
+        """Bytes of an element of Adam's moments."""
+        return 2 if self.ds_config["bf16"].get("bf16_optimizer_states") else 4
+
+    @property
     def coalesces(self) -> bool:
         """Whether gradients are reduced once a step."""
         return use_coalesced_reduction(self.config, self.ds_config)

@@ -211,6 +211,15 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
     for stage in (1, 2, 3):
         small = {"engine.preset": f"zero{stage}", "train.per_device_train_batch_size": 1}
         plan.append(scenario(folder, f"bf16-small-z{stage}", {**KINDS["bf16"], **small}))
+        if stage > 1:
+            states = {**KINDS["bf16-full"], "engine.preset": f"zero{stage}_bf16_states"}
+            plan.append(scenario(folder, f"bf16-states-z{stage}", states))
+            cut = f"cut-bf16-states-z{stage}"
+            plan.append(scenario(folder, cut, states, stop_after=2))
+            plan.append(scenario(folder, f"{cut}-on", states, run=cut))
+    hpz = {"zero_optimization": {**SHARD_ALL["zero_optimization"], "zero_hpz_partition_size": 2}}
+    zeropp = {"engine.preset": "zeropp", "engine.overrides": hpz}
+    plan.append(scenario(folder, "zeropp", zeropp))  # its groups can be made once in a process
     plan.append(scenario(folder, "pissa", {"adapter.init": "pissa"}))
     plan.append(scenario(folder, "cut-pissa", {"adapter.init": "pissa"}, stop_after=2))
     plan.append(scenario(folder, "cut-pissa-on", {"adapter.init": "pissa"}, run="cut-pissa"))

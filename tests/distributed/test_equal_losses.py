@@ -146,6 +146,11 @@ def test_the_start_tells_what_was_chosen(two_ranks: Results) -> None:
         assert words in said
 
 
+def test_a_second_copy_of_the_weights_inside_a_node_changes_no_loss(two_ranks: Results) -> None:
+    expected = two_ranks["lora-z3-m4"]["losses"]
+    assert two_ranks["zeropp"]["losses"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_divergence_stops_every_rank_and_names_the_samples(
     two_ranks: Results, inputs: Path
 ) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -41,6 +42,21 @@ def test_same_layout_goes_on_to_the_bit(two_ranks: Results, family: str, stage: 
     resumed = two_ranks[f"cut-{family}-z{stage}-on"]
     for key in ("losses", "grad_norms", "evaluations", "learning_rates"):
         assert resumed[key] == whole[key]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16_optimizer_states_go_on_to_the_bit_and_are_saved_in_fp32(
+    two_ranks: Results, inputs: Path, stage: int
+) -> None:
+    name = f"bf16-states-z{stage}"
+    whole, resumed = two_ranks[name], two_ranks[f"cut-{name}-on"]
+    assert resumed["losses"] == whole["losses"]
+    masters = two_ranks["bf16-full-z1"]["losses"]
+    assert whole["losses"] == pytest.approx(masters, rel=5e-3)
+    assert whole["losses"] != masters  # they are in use
+    folder = complete_checkpoints(RunPaths(inputs / "runs" / name))[-1]
+    saved = load_file(str(folder / "state" / "rank-00000.safetensors"))
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["dropout", "pissa"])

@@ -317,8 +317,8 @@ def test_impossible_values(make, preset, overrides, words) -> None:
 def test_unknown_preset(make) -> None:
     assert faults_of(make(engine={"preset": "zer02"})) == [
         'engine.preset = "zer02": no such preset; there are zero0, zero1, zero2, '
-        "zero2_offload_cpu, zero3, zero3_offload_cpu, zero3_offload_nvme, zeropp. "
-        "Did you mean zero2?"
+        "zero2_bf16_states, zero2_offload_cpu, zero3, zero3_bf16_states, zero3_offload_cpu, "
+        "zero3_offload_nvme, zeropp. Did you mean zero2?"
     ]
 
 
@@ -327,6 +327,8 @@ def test_every_preset_and_each_of_its_knobs_has_its_reason() -> None:
     for name in preset_names():
         assert f"`{name}`" in text
         for key in read_preset(name)["zero_optimization"]:
+            assert f"`{key}`" in text, f"{key} of {name} has no reason in ds_configs/README.md"
+        for key in read_preset(name).get("bf16", {}):
             assert f"`{key}`" in text, f"{key} of {name} has no reason in ds_configs/README.md"
 
 

@@ -16,6 +16,7 @@ def zero(**settings: Any) -> dict[str, Any]:
     return {"overrides": {"zero_optimization": settings}}
 
 
+BF16_STATES = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # settings of another method
     ({"adapter": {"method": "ia3", "use_dora": True}}, "adapter.use_dora: adapter.method = ia3"),
@@ -154,7 +155,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"engine": {"overrides": {"bf16": {"bf16_master_weights_and_grads": True}}}},
-        "only with the optimizer on the CPU; set engine.preset: zero2_offload_cpu",
+        "only with bf16_optimizer_states, or with the optimizer on the CPU; set engine.preset: "
+        "zero2_bf16_states",
+    ),
+    (
+        {"engine": {"preset": "zero2_bf16_states"}, "model": {"dtype": "fp32"}},
+        "bf16_optimizer_states = true with model.dtype = fp32: has no effect there",
+    ),
+    (
+        {"engine": {"preset": "zero1", "overrides": {"bf16": BF16_STATES}}},
+        "below ZeRO stage 2 DeepSpeed 0.19 keeps fp32 without a word",
+    ),
+    (
+        {"engine": {"preset": "zero2_offload_cpu", "overrides": {"bf16": BF16_STATES}}},
+        "with the optimizer on the cpu: its states are fp32 there",
+    ),
+    (
+        {"engine": {"preset": "zero3_bf16_states"}, "train": {"optim": "adafactor"}},
+        "its sums of squares would lose most of what is added",
     ),
     (
         {"engine": {"overrides": {"bf16": {"bf16_optimizer_states": True}}}},
@@ -165,6 +183,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"engine": zero(zero_quantized_weights=True), "model": {"dtype": "fp16"}},
         "only stage 3 has it",
+    ),
+    (
+        {"engine": zero(stage=3, offload_optimizer={"device": "cpu", "super_offload": True})},
+        "keeps Adam's moments in a process of its own",
     ),
     (
         {"engine": zero(offload_optimizer={"device": "nvme", "nvme_path": "/x"})},
@@ -225,14 +247,8 @@ ALLOWED: list[dict[str, Any]] = [
         "engine": zero(stage=3, stage3_module_granularity_threshold=1000),
         "adapter": {"method": "full"},
     },
-    {
-        "engine": {
-            "preset": "zero2_offload_cpu",
-            "overrides": {
-                "bf16": {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
-            },
-        }
-    },
+    {"engine": {"preset": "zero2_bf16_states"}},
+    {"engine": {"preset": "zero3_bf16_states"}, "adapter": {"method": "full"}},
     {"engine": zero(stage=3, zero_quantized_weights=True), "model": {"dtype": "fp16"}},
 ]
 
