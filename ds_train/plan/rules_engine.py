@@ -80,11 +80,6 @@ def precision_rules(config: RunConfig) -> Iterator[str]:
             f"bf16.bf16_optimizer_states = true with the optimizer on the {optimizer}: its states "
             f"are fp32 there; take offload_optimizer away, or remove it."
         )
-    elif states and config.train.optim == "adafactor":
-        yield (
-            "bf16.bf16_optimizer_states = true with train.optim = adafactor: its sums of squares "
-            "would lose most of what is added; set train.optim: adamw, or remove it."
-        )
     elif masters and not states and optimizer != "cpu":
         yield (
             "bf16.bf16_master_weights_and_grads = true: DeepSpeed 0.19 has it only with "

@@ -12,7 +12,7 @@ from ds_train.plan import launch
 
 RECIPE = """\
 output_dir: run
-model: {name_or_path: ./model}
+model: {name_or_path: ./model, init: random}
 data: {train: [{path: rows.jsonl}]}
 train: {max_steps: 10}
 engine:

@@ -171,10 +171,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "with the optimizer on the cpu: its states are fp32 there",
     ),
     (
-        {"engine": {"preset": "zero3_bf16_states"}, "train": {"optim": "adafactor"}},
-        "its sums of squares would lose most of what is added",
-    ),
-    (
         {"engine": {"overrides": {"bf16": {"bf16_optimizer_states": True}}}},
         "needs bf16.bf16_master_weights_and_grads: true",
     ),
