@@ -241,6 +241,20 @@ CASES = [
         "5.",
     ),
     Case(
+        "processes that can't share rows",
+        nothing,
+        "validate my.yaml engine.sequence_parallel_size=4",
+        "engine.sequence_parallel_size = 4 must divide the 2 processes; set it to 1 or 2, or start "
+        "another number of processes.",
+    ),
+    Case(
+        "heads that can't be shared out",
+        nothing,
+        "train my.yaml engine.sequence_parallel_size=3 cluster.processes_per_node=3",
+        "engine.sequence_parallel_size = 3 must divide the model's 4 attention heads, which the "
+        "ranks share out; sizes that do: 1, 2, 4.",
+    ),
+    Case(
         "missing recipe", nothing, "train mi.yaml", "mi.yaml: no such file. Did you mean my.yaml?"
     ),
     Case(
