@@ -317,7 +317,7 @@ class Engine:
         return self._engine.coalesce_grad_reduction() if self._coalesce else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradients. DeepSpeed averages over all ranks; their number undoes that."""
+        """Add this loss's gradients. DeepSpeed averages over all ranks, which is undone here."""
         tick()
         self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
