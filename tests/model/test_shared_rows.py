@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ds_train.data.batch import Batch
 from ds_train.data.slice import slice_batch
@@ -170,6 +173,32 @@ def test_losses_and_gradients_are_those_of_whole_rows(
             torch.testing.assert_close(
                 gradients[name], parameter.grad, rtol=2e-4, atol=2e-4 * float(parameter.grad.norm())
             )
+
+
+def test_rows_laid_end_to_end_for_a_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a kernel that takes no mask: it must be given one document at a time."""
+    windows = []
+
+    def kernel(module: Any, query: Any, key: Any, value: Any, mask: Any, **given: Any) -> Any:
+        assert mask is None
+        assert "position_ids" not in given
+        windows.append(given.pop("sliding_window", None))
+        return sdpa_attention_forward(module, query, key, value, None, **given)
+
+    def make() -> LanguageModel:
+        model = model_of("mistral", sliding_window=64)
+        model.model.config._attn_implementation_internal = "toy_flash"
+        return model
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "toy_flash", kernel)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "toy_flash", kernel)
+    no_mask = lambda *args, **kwargs: None  # noqa: E731
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "toy_flash", no_mask)
+    batch = packed([[9, 5, 20, 3]], 37)
+    expected = float(losses(model_of("mistral", sliding_window=64), batch).detach())
+    loss, _ = shared_run(make, batch, 2)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert set(windows) == {64}  # such a kernel keeps the window itself
 
 
 def test_rows_of_one_document_make_one_call_of_the_kernel() -> None:
