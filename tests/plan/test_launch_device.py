@@ -13,6 +13,7 @@ from ds_train.plan import launch
 RECIPE = """\
 output_dir: run
 model: {name_or_path: ./model, init: random}
+adapter: {method: full}
 data: {train: [{path: rows.jsonl}]}
 train: {max_steps: 10}
 engine:
