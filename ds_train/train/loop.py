@@ -10,14 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ds_train.checkpoint.background import BackgroundSave
 from ds_train.checkpoint.folder import CheckpointFacts
-from ds_train.checkpoint.state import point_to, prune, save_checkpoint
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import find_scores
 from ds_train.data.loader import prefetch
@@ -40,14 +37,12 @@ from ds_train.train.guard import StopRequest
 from ds_train.train.late import late_curriculum
 from ds_train.train.refresh import Refresher
 from ds_train.train.run import Run
+from ds_train.train.saving import Saving
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
 from ds_train.train.step import dropout_seed, train_step
 from ds_train.train.tasks import TaskEvaluations
 from ds_train.train.unfreeze import join_layers
-
-_LAST_SAVE_SECONDS = 60.0
-"""What a checkpoint that is being written has left when the run fails."""
 
 
 def run(config: RunConfig) -> int:
@@ -79,8 +74,6 @@ class Loop:
     def __init__(self, run: Run, request: StopRequest, say: Callable[[str], Any]) -> None:
         self.run, self.request, self._say = run, request, say
         self.facts: CheckpointFacts = run.start
-        self.saved_step: int | None = run.start.step or None
-        self._saving: BackgroundSave | None = None
         self.schedule = Schedule(
             run.config.train,
             total_steps=run.total_steps,
@@ -96,6 +89,7 @@ class Loop:
             request.watch(run.paths.stop)
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
             self.reporter.tell_rollbacks(read_rollbacks(run.paths), run.start.step)
+        self.saving = Saving(run, self.reporter.say if self.reporter is not None else say)
 
     def train(self) -> None:
         """Every step that is left, then the last evaluation and checkpoint."""
@@ -117,8 +111,7 @@ class Loop:
             self._evaluate()
         elif self._owes_evaluation():
             self._evaluate()
-            self.saved_step = None  # the checkpoint shall know of it
-            self._save()
+            self._save(again=True)  # the checkpoint shall know of it
         if (self.facts.step == 0 and run.config.evaluate.at_start) or self._owes_tasks():
             self._evaluate_tasks()
         try:
@@ -135,8 +128,7 @@ class Loop:
                         return
             self._finish()
         finally:
-            if self._saving is not None:  # the run has failed: no collective any more
-                self._saving.let_finish(_LAST_SAVE_SECONDS)
+            self.saving.run_has_failed()
             if self.reporter is not None:
                 self.reporter.close()
 
@@ -270,10 +262,7 @@ class Loop:
         counts = self.facts.step > 0 or run.config.train.early_stopping is not None
         if record.best and counts and run.config.checkpoint.best:
             self._save()
-            if run.ranks.is_main:
-                name = run.paths.checkpoint(self.facts.step).name
-                point_to(run.paths.checkpoints / "best", name)
-                prune(run.paths, run.config.checkpoint.keep)  # the best so far is best no more
+            self.saving.make_best(self.facts.step)
 
     def _owes_tasks(self) -> bool:
         step = self.facts.step
@@ -284,34 +273,8 @@ class Loop:
         for record in self.tasks.evaluate(self.facts.step):
             self._report(record)
 
-    def _save(self, *, in_background: bool = False) -> None:
-        run = self.run
-        if self.saved_step == self.facts.step:
-            self._finish_saving()  # whoever saves again wants to have it
-            return
-        marks.begin(f"checkpoint of step {self.facts.step}")
-        self.facts = replace(
-            self.facts, num_updates=run.engine.num_updates, loss_scale=run.engine.loss_scale
-        )
-        self._finish_saving()
-        self.saved_step = self.facts.step
-        if in_background:
-            self._saving = BackgroundSave(run.paths, run.engine, self.facts, run.write_extra)
-            return
-        self._saved(save_checkpoint(run.paths, run.engine, self.facts, run.write_extra))
-
-    def _finish_saving(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one; a collective call."""
-        if self._saving is not None:
-            marks.begin(f"waiting for {self._saving.folder.name}")
-            folder = self._saving.join()
-            self._saving = None
-            self._saved(folder)
-
-    def _saved(self, folder: Path) -> None:
-        if self.reporter is not None:
-            prune(self.run.paths, self.run.config.checkpoint.keep)
-            self.reporter.say(f"checkpoint: {folder}")
+    def _save(self, *, in_background: bool = False, again: bool = False) -> None:
+        self.facts = self.saving.save(self.facts, in_background=in_background, again=again)
 
     def _report(self, record: Record) -> None:
         if self.reporter is not None:

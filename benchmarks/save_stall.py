@@ -1,0 +1,108 @@
+"""How long a run waits for its checkpoints, written at once and behind the steps.
+
+    python benchmarks/save_stall.py --work /tmp/save_stall
+
+Real runs of `ds-train train` on two CPU processes, whole models of 13 and 52 million bytes (fp32
+state of three times that), ZeRO-2, a checkpoint every five steps, in turns. What a run says it has
+waited for each checkpoint is read from what it printed; the last one, which every run waits for, is
+left out. Writes benchmarks/results/save_stall.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+ROUNDS, STEPS = 3, 20
+SIZES = {
+    "13 MB": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 12},
+    "52 MB": {"hidden_size": 256, "intermediate_size": 1152, "num_hidden_layers": 12},
+}
+
+
+def write_inputs(work: Path) -> None:
+    """The models, and rows to train on."""
+    from ds_train.model.tiny import save_tiny
+
+    for name, shape in SIZES.items():
+        save_tiny(work / name, "llama", **shape)
+    draw = random.Random(0)
+    words = ["red", "green", "blue", "one", "two", "three", "stone", "river"]
+    rows = [{"text": " ".join(draw.choices(words, k=100))} for _ in range(200)]
+    (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(work: Path, size: str, number: int, *, background: bool) -> list[float]:
+    """Seconds that one run waited for each checkpoint but the last."""
+    folder = work / f"{size}-{number}-{'behind' if background else 'at once'}"
+    recipe = {
+        "output_dir": str(folder),
+        "model": {"name_or_path": str(work / size), "dtype": "fp32"},
+        "adapter": {"method": "full"},
+        "data": {
+            "train": [{"path": str(work / "rows.jsonl"), "format": "text"}],
+            "max_length": 128,
+            "cache_dir": str(work / "cache"),
+        },
+        "train": {"global_batch_size": 8, "per_device_train_batch_size": 4, "max_steps": STEPS},
+        "checkpoint": {"every": "5 steps", "background": background, "rehearse": False},
+        "report": {"progress": "plain"},
+        "cluster": {"processes_per_node": 2},
+    }
+    path = work / f"{folder.name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ds_train", "train", str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    found = re.findall(r"^checkpoint: .*step-0*(\d+), waited ([\d.]+) s$", done.stderr, re.M)
+    return [float(seconds) for step, seconds in found if int(step) < STEPS]
+
+
+def main() -> None:
+    """Measure in turns, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    work: Path = parser.parse_args().work
+    work.mkdir(parents=True)
+    write_inputs(work)
+    lines = [
+        "# What a run waits for its checkpoints",
+        "",
+        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, "
+        f"{os.cpu_count()} cores; {ROUNDS} runs each in turns, {STEPS // 5 - 1} checkpoints a run.",
+        "",
+        "| model (state is three times as large) | saved | waited, median | least | most |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for size in SIZES:
+        waits: dict[bool, list[float]] = {False: [], True: []}
+        for number in range(ROUNDS):
+            for background in (number % 2 == 0, number % 2 == 1):
+                waits[background] += run(work, size, number, background=background)
+        for background, seconds in waits.items():
+            how = "behind the steps" if background else "at once"
+            lines.append(
+                f"| {size} | {how} | {median(seconds):.2f} s | {min(seconds):.2f} s | "
+                f"{max(seconds):.2f} s |"
+            )
+    text = "\n".join(lines) + "\n"
+    (HERE / "results" / "save_stall.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
