@@ -2,8 +2,8 @@
 
     python benchmarks/save_stall.py --work /tmp/save_stall
 
-Real runs of `ds-train train` on two CPU processes, whole models of 13 and 52 million bytes (fp32
-state of three times that), ZeRO-2, a checkpoint every five steps, in turns. What a run says it has
+Real runs of `ds-train train` on two CPU processes, two whole models (fp32 state of three times
+their size), ZeRO-2, a checkpoint every five steps, in turns. What a run says it has
 waited for each checkpoint is read from what it printed; the last one, which every run waits for, is
 left out. Writes benchmarks/results/save_stall.md.
 """
@@ -27,8 +27,8 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ROUNDS, STEPS = 3, 20
 SIZES = {
-    "13 MB": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 12},
-    "52 MB": {"hidden_size": 256, "intermediate_size": 1152, "num_hidden_layers": 12},
+    "small": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 12},
+    "large": {"hidden_size": 512, "intermediate_size": 2304, "num_hidden_layers": 12},
 }
 
 
@@ -89,6 +89,7 @@ def main() -> None:
         "|---|---|---:|---:|---:|",
     ]
     for size in SIZES:
+        megabytes = sum(file.stat().st_size for file in (work / size).glob("*.safetensors")) / 1e6
         waits: dict[bool, list[float]] = {False: [], True: []}
         for number in range(ROUNDS):
             for background in (number % 2 == 0, number % 2 == 1):
@@ -96,7 +97,7 @@ def main() -> None:
         for background, seconds in waits.items():
             how = "behind the steps" if background else "at once"
             lines.append(
-                f"| {size} | {how} | {median(seconds):.2f} s | {min(seconds):.2f} s | "
+                f"| {megabytes:.0f} MB | {how} | {median(seconds):.2f} s | {min(seconds):.2f} s | "
                 f"{max(seconds):.2f} s |"
             )
     text = "\n".join(lines) + "\n"
