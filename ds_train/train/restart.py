@@ -114,7 +114,7 @@ class Restarts:
             if train.global_batch_size is None:
                 overrides += [f"train.global_batch_size={self._rows}"]
                 overrides += ["train.gradient_accumulation_steps=null"]
-                self._overrides = overrides
+            self._overrides = overrides = [*overrides, "train.allow_empty_rows=true"]
         try:
             return plan_launch(self._recipe, overrides, args)
         except InputError as error:

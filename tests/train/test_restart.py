@@ -153,17 +153,14 @@ def test_rows_that_follow_from_the_processes_are_kept(play: Play, steps: str) ->
     assert launches.rows == [8, 8]
 
 
-def test_rows_that_do_not_divide_end_the_run(play: Play) -> None:
+def test_rows_that_do_not_divide_are_filled_up(play: Play) -> None:
     """Three rows a step on three processes, of which two are left."""
-    overrides = ("train.global_batch_size=3", "train.per_device_train_batch_size=1")
-    launches, said = play(
-        (5, KILLED), lost={"node-1": "is gone"}, overrides=(*overrides, "cluster.exclude=node-1:1")
-    )
-    assert len(launches.commands) == 1
-    assert (
-        "Lost: node-1 is gone. It can't go on on the 2 processes that are left: "
-        "train.global_batch_size = 3 does not divide into 2 processes x 1 row = 2." in said[-1]
-    )
+    rows = ("train.global_batch_size=3", "train.per_device_train_batch_size=1")
+    lost, overrides = {"node-1": "is gone"}, (*rows, "cluster.exclude=node-1:1")
+    launches, said = play((5, KILLED), (9, None), lost=lost, overrides=overrides)
+    filled = "on 2 processes x 1 row x 2 micro-batches = 3 rows and 1 empty per step"
+    assert filled in said[1]
+    assert launches.rows == [3, 3]
 
 
 def test_no_host_is_left(play: Play) -> None:
