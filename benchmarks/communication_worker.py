@@ -32,7 +32,7 @@ from ds_train.train.setup import set_up
 from ds_train.train.step import StepResult, train_step
 
 WARM_STEPS = 6
-OWN_STEPS, OWN_CALLS = 2_000, 20_000
+OWN_STEPS, OWN_CALLS = 2_000, 5_000
 
 
 class Training:
@@ -67,13 +67,15 @@ class Training:
 
     def _watched_step(self, batches: list[Any]) -> None:
         """What `train/loop.py` does; a watched step has a number of its own."""
-        watch, began = self.watch, time.perf_counter()
+        watch, began, cpu = self.watch, time.perf_counter(), time.process_time()
         self.num_watched += 1
         with watch.step():
             wish = watch.wants_count(self.num_watched)
             result = train_step(self.run.engine, batches, **self._settings(), count_next=wish)
         seconds = time.perf_counter() - began
-        self.fields.append(watch.pace(self.num_watched, result, seconds) | {"seconds": seconds})
+        fields = watch.pace(self.num_watched, result, seconds)
+        cpu = time.process_time() - cpu
+        self.fields.append({**fields, "seconds": seconds, "cpu_seconds": cpu})
         if (record := watch.record(self.num_watched)) is not None:
             self.records.append(asdict(record))
 
@@ -88,6 +90,10 @@ def _slowed(forward: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 def _silent(text: str) -> None:
     pass
+
+
+def _nothing(*args: Any) -> None:
+    """A collective that returns at once."""
 
 
 def compare(item: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -107,8 +113,8 @@ def compare(item: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def own_cost(training: Training) -> tuple[float, float]:
-    """CPU seconds that watching adds to a step, and to each call of a collective, by themselves."""
+def own_cost(training: Training) -> dict[str, float]:
+    """CPU seconds that watching by itself takes of a step, a call, a call in a counted step."""
     watch, traffic, number = training.watch, training.run.engine.traffic, training.num_watched
     times = [0.5] * training.run.ranks.world_size
     result = StepResult(
@@ -121,14 +127,25 @@ def own_cost(training: Training) -> tuple[float, float]:
             traffic.lap()
         watch.pace(number, result, 1.0)
     a_step = (time.process_time() - began) / OWN_STEPS
-    watched, seconds = traffic._timed(_silent), []
-    with traffic.watched():
-        for call in (_silent, watched):
-            began = time.process_time()
-            for _ in range(OWN_CALLS):
-                call("")
-            seconds.append((time.process_time() - began) / OWN_CALLS)
-    return a_step, seconds[1] - seconds[0]
+    comm, tensor = traffic._comm, torch.zeros(1)
+    comm.cdb.all_reduce = _nothing
+    try:
+        plain = _seconds_of(comm.all_reduce, tensor)
+        with traffic.watched():
+            watched = _seconds_of(comm.all_reduce, tensor)
+        with traffic.watched(count=True):
+            counted = _seconds_of(comm.all_reduce, tensor)
+    finally:
+        del comm.cdb.all_reduce
+    return {"step": a_step, "call": watched - plain, "counted_call": counted - plain}
+
+
+def _seconds_of(call: Callable[..., Any], *args: Any) -> float:
+    """CPU seconds of one call, mean of many."""
+    began = time.process_time()
+    for _ in range(OWN_CALLS):
+        call(*args)
+    return (time.process_time() - began) / OWN_CALLS
 
 
 def main() -> None:
