@@ -507,8 +507,8 @@ CASES = [
         nothing,
         "train my.yaml engine.preset=zero_3",
         'engine.preset = "zero_3": no such preset; there are zero0, zero1, zero2, '
-        "zero2_offload_cpu, zero3, zero3_offload_cpu, zero3_offload_nvme, zeropp. Did "
-        "you mean zero3?",
+        "zero2_bf16_states, zero2_offload_cpu, zero3, zero3_bf16_states, zero3_offload_cpu, "
+        "zero3_offload_nvme, zeropp. Did you mean zero3?",
     ),
     Case(
         "unknown DeepSpeed key",
