@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -488,13 +488,14 @@ class Engine:
         """Adam's state, which it makes at its first update only; and its count of updates."""
         inner = self._engine.basic_optimizer
         counts_in_tensor = isinstance(inner, torch.optim.AdamW | torch.optim.Adafactor)
-        for partition in self._partitions():
+        for number, partition in enumerate(self._partitions()):
             state = inner.state[partition]
             if not state and num_steps is None and isinstance(inner, torch.optim.Adafactor):
                 continue  # it makes a state of its own at its first update
             if not state and not isinstance(inner, torch.optim.Adafactor):
-                state["exp_avg"] = torch.zeros_like(partition.data)
-                state["exp_avg_sq"] = torch.zeros_like(partition.data)
+                with self._in_memory(number):
+                    state["exp_avg"] = torch.zeros_like(partition.data)
+                    state["exp_avg_sq"] = torch.zeros_like(partition.data)
             if num_steps is not None or "step" not in state:
                 count = torch.tensor(float(num_steps or 0), device=partition.device)
                 state["step"] = count if counts_in_tensor else num_steps or 0
@@ -503,6 +504,17 @@ class Engine:
             # once: those of further groups stay unlinked (seen in 0.19.8). So link them all again.
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @contextmanager
+    def _in_memory(self, number: int) -> Iterator[None]:
+        """A partition that lies on NVMe is read before, and written with its states after."""
+        optimizer = self._engine.optimizer
+        if self.stage < 3 or not optimizer._swappable_optimizer_subgroup(number):
+            yield
+            return
+        optimizer._optimizer_states_and_gradient_swap_in(number)
+        yield
+        optimizer._optimizer_states_and_gradient_swap_out(number)
 
     def _publish(self) -> None:
         """Carry the fp32 weights over to those that the model computes with."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,17 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
         plan.append(scenario(folder, f"{name}-on", then, run=name))
     big = {"model.name_or_path": str(folder / "model-50mb"), "engine.preset": "zero3"}
     plan.append(scenario(folder, "big-base", {**big, "train.max_steps": 1}))
+    if find_library("aio") is not None:
+        disk = {"offload_optimizer": {"nvme_path": str(folder / "nvme")}}
+        whole = {**big, "adapter.method": "full", "train.max_steps": 3}
+        nvme = {
+            **whole,
+            "engine.preset": "zero3_offload_nvme",
+            "engine.overrides": {"zero_optimization": disk},
+        }
+        plan.append(scenario(folder, "big-full", whole))
+        plan.append(scenario(folder, "cut-nvme", nvme, stop_after=2))
+        plan.append(scenario(folder, "cut-nvme-on", nvme, run="cut-nvme"))
     full_disk = {"checkpoint.every": "1 step"}
     plan.append(scenario(folder, "disk-full", full_disk, disk_full_at=4))
     behind = {**full_disk, "checkpoint.background": True}

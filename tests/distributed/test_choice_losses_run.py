@@ -258,9 +258,8 @@ def test_ranks_evaluate_alike(two: Results, one: Results, inputs: Path) -> None:
     """The last evaluation, by two ranks and by one: loss and shares of the same weights."""
     found = []
     for run in ("few-ia3-z2-m2", "few-ia3-z3-m4", "few-one-z0", "few-one-z3"):
-        *_, last = read_records(RunPaths(inputs / "runs" / run).metrics)
-        assert isinstance(last, EvaluationRecord)
-        found.append(last)
+        records = read_records(RunPaths(inputs / "runs" / run).metrics)
+        found.append([one for one in records if isinstance(one, EvaluationRecord)][-1])
     first = found[0]
     assert first.rank_chance == pytest.approx(0.2)
     for other in found[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_bf16_optimizer_states_go_on_to_the_bit_and_are_saved_in_fp32(
     folder = complete_checkpoints(RunPaths(inputs / "runs" / name))[-1]
     saved = load_file(str(folder / "state" / "rank-00000.safetensors"))
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+@pytest.mark.skipif(find_library("aio") is None, reason="needs libaio (apt install libaio-dev)")
+def test_optimizer_states_on_nvme_go_on(two_ranks: Results) -> None:
+    """Of 13 million parameters: those under 1 MiB would stay in memory."""
+    whole, resumed = two_ranks["big-full"], two_ranks["cut-nvme-on"]
+    assert len(two_ranks["cut-nvme"]["losses"]) == 2
+    for key in ("losses", "grad_norms", "evaluations"):
+        assert resumed[key] == pytest.approx(whole[key], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dropout", "pissa"])
