@@ -25,7 +25,7 @@ from statistics import median
 import yaml
 
 HERE = Path(__file__).resolve().parent
-ROUNDS, STEPS = 3, 20
+ROUNDS, STEPS = 2, 20
 SIZES = {
     "small": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 12},
     "large": {"hidden_size": 512, "intermediate_size": 2304, "num_hidden_layers": 12},
