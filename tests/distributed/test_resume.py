@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,9 @@ def test_bf16_optimizer_states_go_on_to_the_bit_and_are_saved_in_fp32(
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
-@pytest.mark.skipif(find_library("aio") is None, reason="needs libaio (apt install libaio-dev)")
+@pytest.mark.skipif(
+    not scenarios.TRIES_NVME, reason="takes minutes, needs libaio: set DS_TRAIN_TEST_NVME=1"
+)
 def test_optimizer_states_on_nvme_go_on(two_ranks: Results) -> None:
     """Of 13 million parameters: those under 1 MiB would stay in memory."""
     whole, resumed = two_ranks["big-full"], two_ranks["cut-nvme-on"]
