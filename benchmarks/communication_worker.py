@@ -10,21 +10,16 @@ sleeps so many seconds before each forward pass.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
+from plan_worker import work_through
 
 from ds_train.config.run import RunConfig
 from ds_train.data.prepare import prepare_data
-from ds_train.engine.engine import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.train.communication import CommunicationWatch
 from ds_train.train.run import Run
@@ -148,23 +143,5 @@ def _seconds_of(call: Callable[..., Any], *args: Any) -> float:
     return (time.process_time() - began) / OWN_CALLS
 
 
-def main() -> None:
-    """Every item of the plan, in one process group."""
-    torch.set_num_threads(1)
-    plan_file = Path(next(a for a in sys.argv[1:] if not a.startswith("--")))
-    ranks = Ranks.from_environment()
-    start_process_group(ranks)
-    for item in json.loads(plan_file.read_text()):
-        result_file = plan_file.parent / f"{item['name']}.json"
-        try:
-            result = compare(item, ranks)
-        except Exception:  # noqa: BLE001 (the others would wait for ever)
-            print(traceback.format_exc(), file=sys.stderr, flush=True)
-            os._exit(1)
-        if ranks.is_main:
-            result_file.write_text(json.dumps(result))
-    stop_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    work_through(compare)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from ds_train.train.step import train_step
 Calls = dict[str, dict[int, int]]
 
 
-def count_steps(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
+def count_steps(item: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Train `train.max_steps` steps and count each step's collectives."""
+    config = RunConfig.model_validate(item["recipe"])
     logger = deepspeed.comm.comm.comms_logger
     run = set_up(config, ranks, prepare_data(config, say=lambda text: None), lambda text: None)
     steps = []
@@ -48,15 +50,16 @@ def _calls(raw: dict[str, Any]) -> Calls:
     return {name: {size: entry[0] for size, entry in of.items()} for name, of in raw.items()}
 
 
-def main() -> None:
-    """Every item of the plan, in one process group."""
+def work_through(do: Callable[[dict[str, Any], Ranks], dict[str, Any]]) -> None:
+    """Every item of the plan (the first argument), in one process group; what `do` returns goes to
+    NAME.json beside the plan."""
     torch.set_num_threads(1)
     plan_file = Path(next(a for a in sys.argv[1:] if not a.startswith("--")))
     ranks = Ranks.from_environment()
     start_process_group(ranks)
     for item in json.loads(plan_file.read_text()):
         try:
-            result = count_steps(RunConfig.model_validate(item["recipe"]), ranks)
+            result = do(item, ranks)
         except Exception:  # noqa: BLE001 (the others would wait for ever)
             print(traceback.format_exc(), file=sys.stderr, flush=True)
             os._exit(1)
@@ -66,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work_through(count_steps)

@@ -197,7 +197,7 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     from ds_train.train.restart import train_to_the_end
 
-    return train_to_the_end(args.recipe, args.overrides, args.launcher_args)
+    return train_to_the_end(launch, args.recipe, args.overrides, args.launcher_args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

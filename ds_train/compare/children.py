@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from ds_train.compare.arms import RunSpec
 from ds_train.compare.devices import Slot
@@ -111,15 +112,7 @@ class Children:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"$ {shlex.join(command)}\n")
             file.flush()
-            child.process = subprocess.Popen(
-                command,
-                env=child.slot.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,  # Ctrl-C in the terminal reaches only us
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
-            )
+            child.process = start_logged(command, file, child.slot.environment())
 
     def _look_after(self, child: _Child, *, stopping: bool) -> None:
         code = None if child.process is None else child.process.poll()
@@ -140,6 +133,21 @@ class Children:
         for child in self._running:
             if child.process is not None and child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
+
+
+def start_logged(
+    command: list[str], log: TextIO, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command that ends with us, and prints to a file; our environment where None."""
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C in the terminal reaches only us
+        preexec_fn=die_with_parent if sys.platform == "linux" else None,
+    )
 
 
 def last_error(log: Path) -> str | None:

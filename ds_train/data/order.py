@@ -168,25 +168,22 @@ class StepPlan:
         """The step's `global_batch_size` rows, each sample ids [n], pieces [n, 3] (data/pieces.py)
         or parts [n, 4] (data/parts.py); empty past the run's end, and in quarantine."""
         first, stop = self.first_row(step), self.first_row(step + 1)
-        hidden = set(self._hidden_rows(step))
-        rows = [
-            _no_row() if row in hidden else self.row_plan.row(*self.row_plan.locate(row))
-            for row in range(first, stop)
-        ]
+        rows = [self._row(row, step) for row in range(first, stop)]
         missing = self.global_batch_size - len(rows)
         return rows + [_no_row() for _ in range(missing)]
 
+    def _row(self, row: int, step: int) -> Ints:
+        """A row of the stream as a step has it: empty in quarantine."""
+        found = self.row_plan.row(*self.row_plan.locate(row))
+        samples = found if found.ndim == 1 else found[:, 0]
+        return _no_row() if self.quarantine.hides(samples, step) else found
+
     def _hidden_rows(self, step: int) -> list[int]:
         """Rows of the stream that belong to a step and are left out of it."""
-        since = self.quarantine.first_step
-        if since is None or step < since:
+        if not self.quarantine.concerns(step):
             return []
-        hidden = []
-        for row in range(self.first_row(step), self.first_row(step + 1)):
-            samples = self.row_plan.row(*self.row_plan.locate(row))
-            if self.quarantine.hides(samples if samples.ndim == 1 else samples[:, 0], step):
-                hidden.append(row)
-        return hidden
+        stretch = range(self.first_row(step), self.first_row(step + 1))
+        return [row for row in stretch if len(self._row(row, step)) == 0]
 
     def sample_ids(self, step: int) -> Ints:
         """Every sample of the step, row after row."""

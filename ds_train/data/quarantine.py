@@ -99,20 +99,26 @@ class Quarantine:
         since: dict[int, int] = {}
         for one in rollbacks:
             for sample in one.samples:
-                since[sample.sample] = min(since.get(sample.sample, one.first_step), one.first_step)
+                begins = one.first_step - 1
+                since[sample.sample] = min(since.get(sample.sample, begins), begins)
         self._ids = np.array(sorted(since), dtype=np.int64)
         self._since = np.array([since[int(one)] for one in self._ids], dtype=np.int64)
-        self.first_step = int(self._since.min()) - 1 if since else None
-        """Index of the first step that may miss rows; None without any sample."""
+        """[n] index of the first step without each of the samples."""
+        self.first_step = min(since.values(), default=None)
+        """The least of these; None without any sample."""
 
     @classmethod
     def of_run(cls, output_dir: str, fingerprint: str) -> Quarantine:
         """Of the run in a folder, which need not exist yet; `fingerprint` of its data."""
         return cls(read_rollbacks(RunPaths(Path(output_dir)), fingerprint))
 
+    def concerns(self, step: int) -> bool:
+        """Whether the step with index `step` may miss rows."""
+        return self.first_step is not None and step >= self.first_step
+
     def hides(self, samples: Ints, step: int) -> bool:
         """Whether a row with these samples [n] is left out of the step with index `step`."""
-        if self.first_step is None or step < self.first_step:
+        if not self.concerns(step):
             return False
         places = np.searchsorted(self._ids, samples).clip(max=len(self._ids) - 1)
-        return bool(np.any((self._ids[places] == samples) & (self._since[places] <= step + 1)))
+        return bool(np.any((self._ids[places] == samples) & (self._since[places] <= step)))

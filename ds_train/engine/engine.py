@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
@@ -428,31 +428,27 @@ class Engine:
             if self.stage == 0:
                 self._write_unsharded(parameter, tensors)
                 continue
+            set_weight, set_state = safe_set_full_fp32_param, safe_set_full_optimizer_state
             if self.stage == 3:
-                own = self._share_of(parameter)
-                safe_set_local_fp32_param(parameter, own(tensors.pop("param")))
-                for key, tensor in tensors.items():
-                    safe_set_local_optimizer_state(parameter, own(tensor), key)
-                continue
-            safe_set_full_fp32_param(parameter, tensors.pop("param"))
+                tensors = self._share_of(parameter, tensors)
+                set_weight, set_state = safe_set_local_fp32_param, safe_set_local_optimizer_state
+            set_weight(parameter, tensors.pop("param"))
             for key, tensor in tensors.items():
-                safe_set_full_optimizer_state(parameter, tensor, key)
+                set_state(parameter, tensor, key)
         self._publish()
 
-    def _share_of(self, parameter: nn.Parameter) -> Callable[[Tensor], Tensor]:
-        """ZeRO-3: cuts this rank's share [n] out of a whole tensor, filled up with zeros.
+    def _share_of(self, parameter: nn.Parameter, tensors: State) -> State:
+        """ZeRO-3: this rank's shares [n] of a parameter's whole tensors, filled up with zeros.
 
         DeepSpeed's own setter of whole tensors fails on the last rank where a parameter does not
         divide over the ranks (0.19.8).
         """
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         first = size * self._engine.optimizer._get_param_partition_rank(parameter)
-
-        def cut(whole: Tensor) -> Tensor:
-            part = whole.flatten()[first : first + size]
-            return nn.functional.pad(part, (0, size - part.numel()))
-
-        return cut
+        parts = {key: whole.flatten()[first : first + size] for key, whole in tensors.items()}
+        return {
+            key: nn.functional.pad(part, (0, size - part.numel())) for key, part in parts.items()
+        }
 
     @property
     def num_updates(self) -> int:

@@ -55,8 +55,7 @@ class Collective:
     @property
     def sent(self) -> int:
         """Bytes that one rank sends."""
-        twice = 2 if self.operation == "all_reduce" else 1
-        return round(twice * (self.ranks - 1) / self.ranks * self.payload)
+        return ring_bytes(self.operation, self.payload, self.ranks)
 
     @property
     def logged(self) -> int:
@@ -66,6 +65,12 @@ class Collective:
     def seconds(self, bandwidth: float) -> float:
         """Without anything that overlaps."""
         return self.sent / bandwidth + self.calls * LATENCY_SECONDS
+
+
+def ring_bytes(operation: str, payload: int, ranks: int) -> int:
+    """What one rank sends in a ring for a payload."""
+    twice = 2 if operation == "all_reduce" else 1
+    return round(twice * (ranks - 1) / ranks * payload)
 
 
 def collectives(setting: Setting, gathers: Gathers | None) -> list[Collective]:

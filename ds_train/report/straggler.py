@@ -37,6 +37,11 @@ class StragglerFinder:
         return rank, fmean(shares)
 
 
+def over_median(longest: float, middle: float) -> float:
+    """The share by which one rank computed longer than the median one."""
+    return longest / middle - 1 if middle > 0 else 0.0
+
+
 def slowest_rank(compute_seconds: Sequence[float]) -> int:
     """The first of those that computed longest."""
     return max(range(len(compute_seconds)), key=compute_seconds.__getitem__)

@@ -13,13 +13,16 @@ is the all_to_all.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ds_train.plan.volume import ring_bytes
 from ds_train.report.communication import CommunicationRecord
 from ds_train.report.record import Record, StepRecord
+from ds_train.report.straggler import over_median
 from ds_train.units import format_bytes
 
 OPERATIONS = {
@@ -64,14 +67,10 @@ Prediction = Mapping[str, Planned]
 
 def sent_bytes(operation: str, num_bytes: int, num_ranks: int) -> int:
     """What one rank sends in a ring, from the bytes that the logger counts."""
-    n = num_ranks
-    if operation == "all_gather":
-        return (n - 1) * num_bytes
-    if operation == "all_reduce":
-        return round(2 * (n - 1) / n * num_bytes)
-    if operation in ("reduce_scatter", "all_to_all"):
-        return round((n - 1) / n * num_bytes)
-    return num_bytes
+    if operation not in OPERATIONS.values():
+        return num_bytes
+    payload = num_bytes * num_ranks if operation == "all_gather" else num_bytes
+    return ring_bytes(operation, payload, num_ranks)
 
 
 def communication_record(
@@ -174,7 +173,7 @@ class Summary:
             self._exposed.append(record.exposed_seconds / record.seconds)
         slow, middle = record.compute_seconds_max, record.compute_seconds_median
         assert slow is not None and middle is not None
-        self._skews.append((record.slowest_rank, slow / middle - 1 if middle > 0 else 0.0))
+        self._skews.append((record.slowest_rank, over_median(slow, middle)))
 
     def line(self) -> str | None:
         """Share of a step, what of it is not hidden, bytes beside the plan, the slowest rank."""
@@ -188,12 +187,12 @@ class Summary:
             yield f"{median(self._exposed):.1%} of a step not hidden (median)"
         yield f"{format_bytes(last.bytes)} a step and rank{_against_plan(last)}"
         if self._skews:
-            ranks = [rank for rank, _ in self._skews]
-            slowest = max(sorted(set(ranks)), key=ranks.count)
+            counts = Counter(rank for rank, _ in self._skews)
+            slowest = max(sorted(counts), key=counts.__getitem__)
             skew = median(one for rank, one in self._skews if rank == slowest)
             yield (
-                f"rank {slowest} was the slowest in {ranks.count(slowest) / len(ranks):.0%} of "
-                f"{len(ranks):,} steps, {skew:.0%} over the median rank"
+                f"rank {slowest} was the slowest in {counts[slowest] / len(self._skews):.0%} of "
+                f"{len(self._skews):,} steps, {skew:.0%} over the median rank"
             )
 
     def table(self) -> list[str]:

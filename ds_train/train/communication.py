@@ -19,7 +19,7 @@ from typing import Any
 from ds_train.errors import DsTrainError
 from ds_train.plan.traffic import predict_traffic
 from ds_train.report.communication import CommunicationRecord
-from ds_train.report.straggler import WINDOW, StragglerFinder, slowest_rank
+from ds_train.report.straggler import WINDOW, StragglerFinder, over_median, slowest_rank
 from ds_train.report.traffic import Calls, Prediction, Summary, communication_record
 from ds_train.train.run import Run
 from ds_train.train.step import StepResult
@@ -105,7 +105,7 @@ class CommunicationWatch:
             return {}
         compute, waiting = result.compute_seconds, result.waiting_seconds
         slowest, middle = slowest_rank(compute), median(compute)
-        self._find_straggler(slowest, compute[slowest] / middle - 1 if middle > 0 else 0.0)
+        self._find_straggler(slowest, over_median(compute[slowest], middle))
         fields = {
             "compute_seconds_min": min(compute),
             "compute_seconds_median": middle,
@@ -118,8 +118,8 @@ class CommunicationWatch:
             fields |= {"exposed_seconds": fmean(waiting), "exposed_seconds_min": min(waiting)}
         return fields
 
-    def _find_straggler(self, slowest: int, over_median: float) -> None:
-        found = self._stragglers.add(slowest, over_median)
+    def _find_straggler(self, slowest: int, over: float) -> None:
+        found = self._stragglers.add(slowest, over)
         if found is not None:
             rank, over = found
             self._say(

@@ -29,7 +29,8 @@ def launch_command(args: argparse.Namespace) -> int:
         return _run_per_node(args)
     text = render_target(args)
     if args.run and args.target == "ssh":
-        return train_to_the_end(args.recipe, args.overrides, args.launcher_args)
+        given = (args.recipe, args.overrides, args.launcher_args)
+        return train_to_the_end(plan_launch(*given), *given)
     if args.output is not None:
         write_output(text, args.output, executable=args.target != "kubernetes")
         print(args.output)

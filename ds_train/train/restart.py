@@ -31,6 +31,7 @@ _ANSWER_SECONDS = 20.0
 
 
 def train_to_the_end(
+    launch: Launch,
     recipe: str | Path,
     overrides: Sequence[str] = (),
     launcher_args: Sequence[str] = (),
@@ -38,10 +39,11 @@ def train_to_the_end(
 ) -> int:
     """Train, with `cluster.restarts`; the exit code of the last launch.
 
+    `launch`: the first one, which `plan_launch` has made of the other arguments.
+
     Raises what `plan_launch` and `start_training` raise; RunFailed when no restart is left, or none
     helps.
     """
-    launch = plan_launch(recipe, overrides, launcher_args)
     restarts = Restarts(recipe, overrides, launcher_args, launch, say)
     while True:
         try:

@@ -5,7 +5,7 @@ written back into the recipe.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ds_train.errors import ConfigError, RunFailed
 from ds_train.launch.world import World
 from ds_train.paths import replace_text
 from ds_train.plan.cluster import Cluster
-from ds_train.plan.command import find_cluster
+from ds_train.plan.command import find_cluster, write_json
 from ds_train.plan.model_files import describe_model
 from ds_train.plan.table import format_seconds_short
 from ds_train.plan.validate import Plan, validate
@@ -86,7 +86,7 @@ def tune_command(
     replace_text(folder / "tune.md", table + "\n")
     found = changes(plan.config, best, plan.batch) if verdict.is_quicker else {}
     if options.json_path is not None:
-        _write_json(options.json_path, search, verdict, found)
+        write_json(options.json_path, _as_dict(search, verdict, found))
     if not found:
         say(_nothing_quicker(best == now, verdict))
         return 0
@@ -134,7 +134,7 @@ class _Trials:
         return trial
 
 
-def table_lines(now: Choice, trials: Sequence[Trial] | Any) -> Iterator[str]:
+def table_lines(now: Choice, trials: Iterable[Trial]) -> Iterator[str]:
     """All trials as Markdown, the quickest first, those that failed last."""
     every = sorted(trials, key=lambda one: one.seconds or float("inf"))
     own = next((one.seconds for one in every if one.choice == now), None)
@@ -209,14 +209,10 @@ def _nothing_quicker(is_own: bool, verdict: Verdict) -> str:
     )
 
 
-def _write_json(path: str, search: Search, verdict: Verdict, found: dict[str, Any]) -> None:
-    said = {
+def _as_dict(search: Search, verdict: Verdict, found: dict[str, Any]) -> dict[str, Any]:
+    return {
         "trials": [asdict(one) for one in search.trials.values()],
         "best": asdict(verdict.best),
         "ratios": list(verdict.ratios),
         "changes": found,
     }
-    try:
-        replace_text(Path(path), json.dumps(said, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f'--json = "{path}": can\'t be written: {error.strerror}.') from None

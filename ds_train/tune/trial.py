@@ -16,11 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ds_train.compare.children import LOG, last_error
+from ds_train.compare.children import LOG, last_error, start_logged
 from ds_train.config.load import dump_recipe
 from ds_train.config.run import RunConfig
 from ds_train.errors import CheckpointError
-from ds_train.launch.guard import die_with_parent
 from ds_train.paths import RunPaths
 from ds_train.report.record import StepRecord, read_records
 
@@ -28,7 +27,7 @@ WARM_UP_STEPS = 2
 """Steps at the start that are not counted: memory is found, buffers and kernels are made."""
 _POLL_SECONDS = 0.2
 _END_SECONDS = 60.0
-_OUT_OF_MEMORY = ("out of memory", "outofmemory", "cannot allocate memory", "sigkill")
+_OUT_OF_MEMORY = ("out of memory", "outofmemory", "cannot allocate memory", "killed by sigkill")
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,7 @@ def run_trial(
     recipe, log = folder / "trial.yaml", folder / LOG
     recipe.write_text(dump_recipe(config), encoding="utf-8")
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ds_train", "train", str(recipe)],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )
+        process = start_logged([sys.executable, "-m", "ds_train", "train", str(recipe)], file)
         try:
             steps = _wait(process, folder, WARM_UP_STEPS + num_steps, most_seconds)
         finally:

@@ -83,7 +83,9 @@ def play(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         )
         monkeypatch.setattr(restart.time, "sleep", lambda seconds: said.append(f"{seconds:g} s"))
         try:
-            code = restart.train_to_the_end(recipe, overrides, say=said.append)
+            code = restart.train_to_the_end(
+                restart.plan_launch(recipe, overrides), recipe, overrides, say=said.append
+            )
             said.append(f"exit code {code}")
         except RunFailed as error:
             said.append(f"error: {error}")
