@@ -191,7 +191,7 @@ def test_ctrl_c_and_broken_pipe(recipe: str, monkeypatch, capsys) -> None:
     def interrupted(args: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ds_train.cli._validate", interrupted)
+    monkeypatch.setattr("ds_train.commands.validate.run", interrupted)
     assert main(["validate", recipe]) == 130
     done = subprocess.run(
         f"{sys.executable} -m ds_train validate {recipe} --resolved | head -1; "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_train.cli_parser import build_parser
+from ds_train.cli import build_parser
 from ds_train.config.load import load_recipe
 from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.rules import check_rules
