@@ -23,6 +23,11 @@ def reason(error: BaseException) -> str:
     return lines[0].strip().rstrip(".: ")
 
 
+def shorten(text: str, limit: int = 80) -> str:
+    """A text for a message: its beginning, where it is longer than `limit` characters."""
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
 class DsTrainError(Exception):
     """Base of every error with a message made for the user. Exit code 1: the run failed."""
 

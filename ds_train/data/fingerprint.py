@@ -20,7 +20,7 @@ from typing import Any
 from ds_train.config.data import DataConfig
 from ds_train.config.model import ModelConfig
 from ds_train.data.encode import open_tokenizer
-from ds_train.data.read import open_dataset
+from ds_train.data.read_arrow import open_dataset
 from ds_train.data.sources import Source, data_suffix
 from ds_train.data.templates import BUILTIN
 

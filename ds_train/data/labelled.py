@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ds_train.data.columns import MISSING, RowFormat, describe, field_text, field_value, look_up
-from ds_train.data.read import Row, shorten
+from ds_train.data.read import Row
 from ds_train.data.sources import Source, list_names
 from ds_train.data.types import Completion
-from ds_train.errors import DataError
+from ds_train.errors import DataError, shorten
 
 _DEFAULT_TEMPLATES = {
     "classification": "{text}\nLabel:",

@@ -25,10 +25,10 @@ from ds_train.data.labelled import (
     word_of,
     words_of,
 )
-from ds_train.data.read import Row, read_rows, shorten
+from ds_train.data.read import Row, read_rows
 from ds_train.data.sources import Source, list_names
 from ds_train.data.types import TokenRow
-from ds_train.errors import DataError
+from ds_train.errors import DataError, shorten
 
 _MOST_WORDS = 1_000
 """Classes of a source whose every answer is rendered; more are hardly labels."""

@@ -36,6 +36,12 @@ class Source:
     """Only evaluated on: a source of data.validation or data.dev."""
 
     @property
+    def place(self) -> str:
+        """Beginning of a message about it: `data.train[1].path = "chats.jsonl"`."""
+        path = self.config.path
+        return f'{self.field}.path = "{path if isinstance(path, str) else path[0]}"'
+
+    @property
     def is_dev(self) -> bool:
         """A source of data.dev."""
         return self.field.startswith("data.dev.")

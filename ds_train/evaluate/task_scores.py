@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ds_train.errors import DataError, InputError
+from ds_train.errors import DataError, InputError, shorten
 from ds_train.evaluate.content_free import content_free_documents
 from ds_train.evaluate.task_shots import Document, TaskShots
 from ds_train.fewshot import calibration
@@ -199,11 +199,7 @@ class TaskScores:
             if not 0 <= one < len(choices):
                 raise DataError(
                     f"{self.name}: a document's right answer ({one!r}) is none of its "
-                    f"{len(choices)} choices: {_beginning(document_key(doc))}"
+                    f"{len(choices)} choices: {shorten(document_key(doc), 120)}"
                 )
             found.add(one)
         return frozenset(found)
-
-
-def _beginning(text: str, length: int = 120) -> str:
-    return text if len(text) <= length else text[:length] + "..."

@@ -11,6 +11,7 @@ from ds_train.curriculum.metrics.texts import TextDecoder
 from ds_train.curriculum.score_files import StoredScores
 from ds_train.data.divide import PreparedData
 from ds_train.data.store import TokenStore
+from ds_train.errors import shorten
 
 _SAMPLED = 1_000
 _SHOWN_CHARACTERS = 300
@@ -102,9 +103,7 @@ def _right(line: list[str], widths: list[int]) -> list[str]:
 
 def _format_end(summary: dict[str, Any], end: str) -> str:
     one = summary[end]
-    text = one["text"]
-    if len(text) > _SHOWN_CHARACTERS:
-        text = text[:_SHOWN_CHARACTERS] + "..."
+    text = shorten(one["text"], _SHOWN_CHARACTERS)
     shown = "\n".join(f"    {line}" for line in text.split("\n"))
     place = f"{one['source']}, row {one['source_row'] + 1:,}, {one['tokens']:,} tokens"
     return f"  {end} ({one['difficulty']:.4g}; {place})\n{shown}"

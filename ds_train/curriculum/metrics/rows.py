@@ -27,11 +27,11 @@ from ds_train.config.data import DataConfig
 from ds_train.curriculum.metrics.spec import MetricSpec
 from ds_train.curriculum.metrics.tokens import Floats
 from ds_train.data.columns import MISSING, look_up
-from ds_train.data.read import Row, read_rows, shorten
+from ds_train.data.read import Row, read_rows
 from ds_train.data.sources import Source, list_names, resolve_sources
 from ds_train.data.store import TokenStore
 from ds_train.data.workers import Worker, run_tasks
-from ds_train.errors import ConfigError, DataError, quoted, reason
+from ds_train.errors import ConfigError, DataError, quoted, reason, shorten
 
 _CHUNK_ROWS = 500
 _FEW_ROWS = 2_000
