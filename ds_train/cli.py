@@ -27,6 +27,7 @@ from ds_train.commands import (
     plan,
     quickstart,
     recipes,
+    report,
     score,
     train,
     transfer,
@@ -38,7 +39,7 @@ from ds_train.errors import DsTrainError, InputError, RolledBack
 
 _COMMANDS = (
     *(validate, plan, tune, data, score, train, doctor, launch),
-    *(compare, fewshot, transfer, evaluate, export, export_curriculum, generate),
+    *(compare, fewshot, transfer, report, evaluate, export, export_curriculum, generate),
     *(recipes, build, quickstart),
 )
 """In the order of `ds-train --help`."""

@@ -106,6 +106,26 @@ class RunPaths:
         return self.root / "restarts.jsonl"
 
     @property
+    def failures(self) -> Path:
+        """One JSON line for each failure after which `ds-train train` gave up."""
+        return self.root / "failures.jsonl"
+
+    @property
+    def undone(self) -> Path:
+        """Records of steps that were made and then undone, as the run went on from before them."""
+        return self.root / "undone.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """What `ds-train report` writes."""
+        return self.root / "report.md"
+
+    @property
+    def loss_curve(self) -> Path:
+        """The picture of the report."""
+        return self.root / "loss.png"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.root / "checkpoints"

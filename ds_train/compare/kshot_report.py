@@ -20,9 +20,10 @@ from ds_train.compare.children import Outcome
 from ds_train.compare.kshot import Ladder, base_command
 from ds_train.compare.results import RunResult, find_value
 from ds_train.compare.summary import ArmMetric, best_rates, compare_metric, lower_is_better
-from ds_train.compare.table import as_table, failed_lines, format_spread
+from ds_train.compare.table import failed_lines, format_spread
 from ds_train.errors import RunFailed
 from ds_train.paths import replace_text
+from ds_train.report.markdown import as_table
 from ds_train.report.plot import plot_ladder
 
 Say = Callable[[str], object]

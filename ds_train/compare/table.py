@@ -17,6 +17,7 @@ from ds_train.compare.summary import (
     spread,
 )
 from ds_train.config.compare import CompareConfig
+from ds_train.report.markdown import as_table
 
 
 def markdown(
@@ -52,15 +53,6 @@ def _table(rows: list[list[str]], compare: CompareConfig) -> list[str]:
     if compare.learning_rates is not None:
         head.insert(1, "learning rate")
     return as_table(head, rows)
-
-
-def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [_line(head), _line(["---"] * len(head)), *map(_line, rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _row(arm: ArmSummary, metric: ArmMetric, compare: CompareConfig) -> list[str]:

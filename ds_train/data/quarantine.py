@@ -42,6 +42,8 @@ class Rollback:
     reason: str
     """What was seen, as one line."""
     samples: list[Sample]
+    loss: float | None = None
+    """Of the step that diverged; None where it is not finite."""
 
 
 def describe_samples(store: TokenStore, names: Sequence[str], ids: Ints) -> list[Sample]:

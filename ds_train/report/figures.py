@@ -92,7 +92,7 @@ def compare_figure(
     arms = list(dict.fromkeys([*curves, *finals]))
     label = _label(metric, unit)
     with style():
-        figure = _figure(10.0, 4.0, title)
+        figure = new_figure(10.0, 4.0, title)
         over, end = figure.subplots(1, 2, width_ratios=[3, 2])
         for number, arm in enumerate(arms):
             _draw_arm(over, arm, curves.get(arm, []), number)
@@ -148,7 +148,7 @@ def ladder_figure(
 ) -> Any:
     """The matplotlib figure of `plot_ladder`; needs matplotlib."""
     with style():
-        figure = _figure(6.5, 4.0, title)
+        figure = new_figure(6.5, 4.0, title)
         axes = figure.subplots()
         for number, (arm, values) in enumerate(arms.items()):
             color, marker = COLORS[number % len(COLORS)], _MARKERS[number % len(_MARKERS)]
@@ -174,7 +174,7 @@ def curriculum_figure(
 ) -> Any:
     """The matplotlib figure of `plot_curriculum`; needs matplotlib."""
     with style():
-        figure = _figure(12.0, 3.6, title)
+        figure = new_figure(12.0, 3.6, title)
         pool, mean, exposure = figure.subplots(1, 3)
         pool.plot(curves.steps, curves.pool_sizes, color=COLORS[0])
         pool.set(xlabel="optimizer step", ylabel="pool (samples)", ylim=(0, None))
@@ -205,7 +205,8 @@ def _label(metric: str, unit: str | None) -> str:
     return metric if unit is None else f"{metric} ({unit})"
 
 
-def _figure(width: float, height: float, title: str | None) -> Any:
+def new_figure(width: float, height: float, title: str | None) -> Any:
+    """An empty figure, its sides in inches."""
     figure = module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     if title is not None:
         figure.suptitle(title)

@@ -1,4 +1,4 @@
-"""Pictures: arms of a comparison over tokens, and what a curriculum showed the model.
+"""Pictures: a run over its steps, arms of a comparison over tokens, what a curriculum showed.
 
 matplotlib is optional (`pip install 'ds-train[plot]'`). Without it nothing is drawn, which is said
 once, and everything that a picture shows stands in a table or JSON file beside it anyway. The same
@@ -20,8 +20,17 @@ from ds_train.report.figures import (
     module,
     style,
 )
+from ds_train.report.run_figure import RunCurves, run_figure
 
-__all__ = ["CurriculumCurves", "Curve", "plot_compare", "plot_curriculum", "plot_ladder"]
+__all__ = [
+    "CurriculumCurves",
+    "Curve",
+    "RunCurves",
+    "plot_compare",
+    "plot_curriculum",
+    "plot_ladder",
+    "plot_run",
+]
 
 Say = Callable[[str], object]
 _said: set[str] = set()
@@ -100,6 +109,21 @@ def plot_curriculum(
 
     def draw() -> Any:
         return curriculum_figure(curves, difficulty=difficulty, title=title)
+
+    return _write(Path(path), draw, say)
+
+
+def plot_run(
+    path: str | Path, curves: RunCurves, *, title: str | None = None, say: Say = print
+) -> Path | None:
+    """Draw a run's losses over its steps, what was undone of it, and where it was interrupted.
+
+    Returns the file written (`.png` or `.svg`), or None where matplotlib is not installed (said
+    once).
+    """
+
+    def draw() -> Any:
+        return run_figure(curves, title=title)
 
     return _write(Path(path), draw, say)
 

@@ -129,6 +129,8 @@ class RollbackRecord:
     """What was seen."""
     samples: int
     """Samples that are in quarantine since."""
+    loss: float | None = None
+    """Of the step that went wrong; None where it is not finite."""
 
 
 Record = StepRecord | EvaluationRecord | TaskRecord | RollbackRecord | CommunicationRecord
@@ -141,8 +143,13 @@ _CLASSES: dict[str, type[Record]] = {
 def to_json(record: Record) -> str:
     """The record as one line of JSON, `type` first; numbers that are not finite become null, and
     what a record does not have (None) is left out."""
+    return json.dumps(to_values(record), allow_nan=False)
+
+
+def to_values(record: Record) -> dict[str, Any]:
+    """The same before it becomes text."""
     values = {key: _finite(value) for key, value in asdict(record).items() if value is not None}
-    return json.dumps({"type": record.type, **values}, allow_nan=False)
+    return {"type": record.type, **values}
 
 
 def _finite(value: Any) -> Any:
@@ -153,9 +160,14 @@ def _finite(value: Any) -> Any:
 
 def from_json(line: str) -> Record:
     """The record of one line; raises ValueError where the line is not one."""
-    values = json.loads(line)
+    return from_values(json.loads(line))
+
+
+def from_values(values: Any) -> Record:
+    """The record that `to_values` made these of; raises ValueError where it is none."""
     if not isinstance(values, dict) or values.get("type") not in _CLASSES:
         raise ValueError("not a record of a run")
+    values = dict(values)
     kind = _CLASSES[values.pop("type")]
     names = {field.name for field in fields(kind)}
     needed = {field.name for field in fields(kind) if field.default is MISSING}

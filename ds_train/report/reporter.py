@@ -10,6 +10,7 @@ from ds_train.paths import RunPaths
 from ds_train.report.progress import Progress
 from ds_train.report.record import Record, Recorder, RollbackRecord
 from ds_train.report.trackers import Tracker, open_trackers
+from ds_train.report.undone import keep_undone
 
 
 class Reporter:
@@ -18,6 +19,7 @@ class Reporter:
     def __init__(
         self, config: RunConfig, paths: RunPaths, total_steps: int, start_step: int
     ) -> None:
+        keep_undone(paths, start_step)
         self._recorder = Recorder(paths.metrics)
         self._kept = self._recorder.resume_at(start_step)
         self._trackers: list[Tracker] = open_trackers(config)
@@ -28,9 +30,8 @@ class Reporter:
         told = {one.number for one in self._kept if isinstance(one, RollbackRecord)}
         for number, one in enumerate(rollbacks, start=1):
             if number not in told:
-                self.write(
-                    RollbackRecord(step, number, one.step, one.reason, samples=len(one.samples))
-                )
+                num = len(one.samples)
+                self.write(RollbackRecord(step, number, one.step, one.reason, num, one.loss))
 
     def write(self, record: Record) -> None:
         """Record first; then show it, and hand it to the trackers."""

@@ -73,10 +73,11 @@ class DivergenceGuard:
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._diverged(
                 step,
+                result.loss,
                 f"loss = {result.loss}, gradient norm = {result.grad_norm}: not finite",
             )
         if (spike := self._spike(result.loss)) is not None:
-            self._diverged(step, spike)
+            self._diverged(step, result.loss, spike)
         if self._window:
             self.recent_losses = [*self.recent_losses, result.loss][-self._window :]
 
@@ -92,14 +93,15 @@ class DivergenceGuard:
             f"median {usual:.6g} of the {self._window} steps before"
         )
 
-    def _diverged(self, step: int, reason: str) -> None:
+    def _diverged(self, step: int, loss: float, reason: str) -> None:
         """End here; rank 0 writes first, and all wait for it: the first one to end ends all."""
         past = read_rollbacks(self._paths)
         again = self._rollback is not None and len(past) < self._rollback.attempts
         if again:
             assert self._rollback is not None
             first = max(1, step - self._rollback.steps + 1)
-            entry = Rollback(step, first, reason, self._samples(first, step))
+            known = loss if math.isfinite(loss) else None
+            entry = Rollback(step, first, reason, self._samples(first, step), known)
             if self._ranks.is_main:
                 write_rollbacks(self._paths, [*past, entry], self._data.fingerprint)
             self._ranks.barrier()

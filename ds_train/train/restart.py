@@ -74,6 +74,13 @@ class Restarts:
 
     def launch_after(self, launch: Launch, failure: Failure) -> Launch:
         """The next launch, after a pause. Raises RunFailed with the cause where there is none."""
+        try:
+            return self._launch_after(launch, failure)
+        except RunFailed:
+            self._write_line(self._paths.failures, failure, str(failure), {})
+            raise
+
+    def _launch_after(self, launch: Launch, failure: Failure) -> Launch:
         lost = _lost_hosts(launch, self._args) if failure.can_restart else {}
         cause = _with_lost(failure, lost)
         step = _saved_step(self._paths)
@@ -98,7 +105,13 @@ class Restarts:
             f"restart: from step {step:,} (reached: {reached:,}) on "
             f"{again.plan.batch}, in {pause:g} s; {left}"
         )
-        self._record(failure, cause, reached, step, list(lost), again)
+        more = {
+            "from_step": step,
+            "lost_hosts": list(lost),
+            "world_size": again.plan.world.world_size,
+            "restarts_left": self._left,
+        }
+        self._write_line(self._paths.restarts, failure, cause, more)
         time.sleep(pause)
         return again
 
@@ -124,30 +137,22 @@ class Restarts:
             what = f"It can't go on on the {num} processes that are left"
             raise RunFailed(f"{cause} {what}: {'; '.join(error.faults)}") from None
 
-    def _record(
-        self,
-        failure: Failure,
-        cause: str,
-        reached: int,
-        step: int,
-        lost: Sequence[str],
-        again: Launch,
+    def _write_line(
+        self, path: Path, failure: Failure, cause: str, more: Mapping[str, Any]
     ) -> None:
+        """What has ended a launch, for those who look at the run later."""
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "kind": failure.kind,
             "cause": cause,
-            "reached_step": reached,
-            "from_step": step,
-            "lost_hosts": list(lost),
-            "world_size": again.plan.world.world_size,
-            "restarts_left": self._left,
+            "reached_step": _reached_step(self._paths),
+            **more,
         }
         try:
-            with self._paths.restarts.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            self._say(f"{self._paths.restarts} could not be written: {error.strerror}")
+            self._say(f"{path} could not be written: {error.strerror}")
 
 
 def pause_seconds(number: int) -> float:

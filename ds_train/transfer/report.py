@@ -14,8 +14,9 @@ from ds_train.compare.results import RunResult
 from ds_train.compare.run import run_comparison
 from ds_train.compare.summary import best_rates, spread
 from ds_train.compare.summary import summarise as summarise_arms
-from ds_train.compare.table import as_table, failed_lines, format_spread, rate_lines
+from ds_train.compare.table import failed_lines, format_spread, rate_lines
 from ds_train.paths import replace_text
+from ds_train.report.markdown import as_table
 from ds_train.report.plot import plot_ladder
 from ds_train.transfer.before_after import Measuring
 from ds_train.transfer.design import METRIC, Cell, Design

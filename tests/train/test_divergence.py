@@ -72,7 +72,7 @@ def test_the_steps_before_it_can_go_too_but_none_before_the_first(tmp_path: Path
     with pytest.raises(RolledBack):
         guard(tmp_path, {"steps": 3}).check(2, result(math.nan))
     (entry,) = read_rollbacks(RunPaths(tmp_path))
-    assert entry.first_step == 1
+    assert entry.first_step == 1 and entry.loss is None
     assert [one.sample for one in entry.samples] == [0, 1, 2, 3]
 
 
@@ -83,6 +83,8 @@ def test_a_spike_is_a_loss_above_so_many_times_the_median(tmp_path: Path) -> Non
     assert watch.recent_losses == [1.1, 2.1, 1.2]
     with pytest.raises(RolledBack, match=r"loss = 2\.5, more than .*spike = 2 times"):
         watch.check(6, result(2.5))
+    (entry,) = read_rollbacks(RunPaths(tmp_path))
+    assert entry.loss == 2.5
 
 
 def test_a_resumed_run_knows_the_losses_before_it(tmp_path: Path) -> None:

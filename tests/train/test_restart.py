@@ -112,6 +112,8 @@ def test_goes_on_until_no_restart_is_left(play: Play, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in RunPaths(tmp_path / "run").restarts.open()]
     assert [line["reached_step"] for line in lines] == [5, 7]
     assert lines[0]["kind"] == "killed" and lines[1]["restarts_left"] == 0
+    (end,) = [json.loads(line) for line in RunPaths(tmp_path / "run").failures.open()]
+    assert (end["kind"], end["cause"], end["reached_step"]) == ("killed", f"{KILLED}", 9)
 
 
 def test_the_same_step_twice_is_enough(play: Play) -> None:
@@ -123,9 +125,12 @@ def test_the_same_step_twice_is_enough(play: Play) -> None:
     )
 
 
-def test_what_a_restart_does_not_help_is_not_restarted(play: Play) -> None:
+def test_what_a_restart_does_not_help_is_not_restarted(play: Play, tmp_path: Path) -> None:
     launches, said = play((5, DIVERGED))
     assert len(launches.commands) == 1
+    assert not RunPaths(tmp_path / "run").restarts.exists()
+    (end,) = [json.loads(line) for line in RunPaths(tmp_path / "run").failures.open()]
+    assert (end["kind"], end["reached_step"]) == ("diverged", 5)
     assert said == ["error: the training diverged in step 6 (rank 0; see above)."]
 
 
