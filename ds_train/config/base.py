@@ -6,7 +6,7 @@ The string under a field is its documentation.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -23,6 +23,12 @@ class Section(BaseModel):
         arbitrary_types_allowed=True,
         protected_namespaces=(),
     )
+
+
+def is_given(section: Section, field: str) -> bool:
+    """Whether a setting differs from its default; a dumped recipe holds every default."""
+    value: Any = getattr(section, field)
+    return bool(value != type(section).model_fields[field].get_default(call_default_factory=True))
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
