@@ -1,15 +1,8 @@
-"""Chooses what trains: a PEFT adapter over a frozen base, a part of the model, or all of it.
-
-Also writes the adapter in PEFT's own file format from a dictionary of trained tensors, so that
-saving never needs the model gathered.
-"""
+"""Chooses what trains: a PEFT adapter over a frozen base, a part of the model, or all of it."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +15,13 @@ from peft import (
     PromptTuningConfig,
     PromptTuningInit,
     get_peft_model,
-    get_peft_model_state_dict,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from ds_train.config.adapter import AdapterConfig
 from ds_train.errors import ConfigError, ModelError, quoted, reason
 from ds_train.model.depth import freeze_below
 from ds_train.model.ia3 import choose_ia3
-from ds_train.model.write import save_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -143,7 +134,7 @@ def _linear_names(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")
     }
-    return sorted(names - {"lm_head"})  # refused as a target by plan/rules.py
+    return sorted(names - {"lm_head"})  # PEFT's all-linear leaves it out too
 
 
 def _peft_config(
@@ -184,110 +175,3 @@ def _peft_config(
         tokenizer_name_or_path=tokenizer or base,
         **common,
     )
-
-
-def parameter_groups(
-    model: nn.Module,
-    *,
-    weight_decay: float,
-    lora_plus_lr_ratio: float | None,
-    rate_of: Callable[[str], float] = lambda name: 1.0,
-    stage_of: Callable[[str], int] = lambda name: 0,
-) -> list[dict[str, Any]]:
-    """Optimizer groups of the trainable parameters; none of them is empty.
-
-    Vectors (biases, norms, IA3 scales) are spared the decay; LoRA's B matrices get
-    `lr_scale` = lora_plus_lr_ratio. An empty group would make DeepSpeed and torch disagree about
-    the number of groups, so only those with parameters are returned.
-
-    Args:
-        rate_of: parameter name -> factor of its learning rate.
-        stage_of: parameter name -> stage of gradual unfreezing from which it trains (`stage`).
-    """
-    groups: dict[tuple[int, float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        decay = weight_decay if len(shape) >= 2 else 0.0
-        is_b = ".lora_B." in name or ".lora_embedding_B." in name
-        scale = lora_plus_lr_ratio if lora_plus_lr_ratio is not None and is_b else 1.0
-        key = stage_of(name), decay, scale * rate_of(name)
-        groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": params, "weight_decay": decay, "lr_scale": scale, "stage": stage}
-        for (stage, decay, scale), params in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
-def initial_lora(model: nn.Module, config: AdapterConfig) -> dict[str, Tensor]:
-    """PiSSA only: the first A and B, which its base weights have lost. Names as in the model."""
-    if config.method != "lora" or config.init != "pissa" or config.path is not None:
-        return {}
-    return {
-        name: parameter.detach().float().cpu().clone()
-        for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
-    }
-
-
-def restore_residual(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """PiSSA resume: make the base weights those of the first start, W - scale B0 A0.
-
-    The decomposition has been computed anew while the model was built; where it came out
-    otherwise (another machine), the difference is moved back into the base weight.
-    """
-    for name, module in model.named_modules():
-        key = f"{name}.lora_A.{ADAPTER_NAME}.weight"
-        if key not in saved:
-            continue
-        key_b = key.replace(".lora_A.", ".lora_B.")
-        a_now = module.lora_A[ADAPTER_NAME].weight.detach().float()
-        b_now = module.lora_B[ADAPTER_NAME].weight.detach().float()
-        if torch.equal(a_now, saved[key]) and torch.equal(b_now, saved[key_b]):
-            continue
-        weight = module.get_base_layer().weight
-        change = b_now @ a_now - saved[key_b].to(b_now) @ saved[key].to(a_now)
-        weight.data += (module.scaling[ADAPTER_NAME] * change).to(weight.dtype)
-
-
-def write_adapter(
-    model: PeftModel, trained: Mapping[str, Tensor], initial: Mapping[str, Tensor], folder: Path
-) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, as plain PEFT reads them.
-
-    Args:
-        trained: parameter name (as in `model`) -> trained tensor, whole, on the CPU.
-        initial: PiSSA's first A and B, else empty; the adapter is then written as an ordinary
-            LoRA of rank 2r over the untouched base: B A - B0 A0 = [B, -B0] [A; A0].
-    """
-    config = model.peft_config[ADAPTER_NAME]
-    if config.is_prompt_learning:
-        (embedding,) = [tensor for name, tensor in trained.items() if "prompt_encoder" in name]
-        tensors = {"prompt_embeddings": embedding}
-    else:
-        tensors = get_peft_model_state_dict(
-            model, state_dict=dict(trained), save_embedding_layers=False
-        )
-    config = type(config).from_peft_type(**config.to_dict())
-    config.inference_mode = True
-    if initial:
-        tensors = _plain_lora(tensors, initial)
-        config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
-        config.r *= 2
-        config.init_lora_weights = True
-    save_tensors(folder / ADAPTER_WEIGHTS, tensors)
-    config.save_pretrained(str(folder))
-
-
-def _plain_lora(tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
-    for name, tensor in tensors.items():
-        first = initial.get(name.replace(".weight", f".{ADAPTER_NAME}.weight"))
-        if first is None:
-            result[name] = tensor
-        elif ".lora_A." in name:
-            result[name] = torch.cat([tensor, first.to(tensor)], dim=0)
-        else:
-            result[name] = torch.cat([tensor, -first.to(tensor)], dim=1)
-    return result

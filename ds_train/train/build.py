@@ -16,18 +16,14 @@ from ds_train.config.run import RunConfig
 from ds_train.engine.engine import sharded_loading
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import ModelError
-from ds_train.model.adapter import (
-    choose_trainable,
-    initial_lora,
-    restore_residual,
-    untied_modules,
-)
+from ds_train.model.adapter import choose_trainable, untied_modules
 from ds_train.model.check import load_architecture
 from ds_train.model.files import weight_files
 from ds_train.model.head import LanguageModel
 from ds_train.model.ia3 import choose_ia3
 from ds_train.model.integrity import check_integrity
 from ds_train.model.load import load_model
+from ds_train.model.pissa import initial_lora, restore_residual
 
 Say = Callable[[str], Any]
 

@@ -27,7 +27,7 @@ from ds_train.evaluate.ranking import rank_examples
 from ds_train.evaluate.scorer import RequestScorer
 from ds_train.fewshot.build import episodes_section, evaluation_episodes
 from ds_train.fewshot.candidates import num_gold_tokens
-from ds_train.model.adapter import write_adapter
+from ds_train.model.adapter_files import write_adapter
 from ds_train.paths import RunPaths
 from ds_train.plan.batch import BatchPlan
 from ds_train.plan.disk import checkpoints_held

@@ -13,9 +13,9 @@ from typing import Any
 from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.config.run import RunConfig
 from ds_train.config.train import UnfreezeConfig
-from ds_train.model.adapter import parameter_groups
 from ds_train.model.depth import Depths, lr_scale, num_stages, unfreezing_stage
 from ds_train.model.head import LanguageModel
+from ds_train.model.parameter_groups import parameter_groups
 from ds_train.train.due import Position
 from ds_train.train.run import Run
 

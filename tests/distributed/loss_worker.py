@@ -19,8 +19,9 @@ from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch
 from ds_train.engine.engine import Engine, build_engine
 from ds_train.engine.ranks import Ranks
-from ds_train.model.adapter import choose_trainable, parameter_groups
+from ds_train.model.adapter import choose_trainable
 from ds_train.model.head import LanguageModel
+from ds_train.model.parameter_groups import parameter_groups
 from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.ds_config import resolve_ds_config, use_coalesced_reduction
 from ds_train.train.objective import TokenObjective

@@ -10,8 +10,9 @@ from torch import nn
 
 from ds_train.config.adapter import AdapterConfig
 from ds_train.errors import ConfigError
-from ds_train.model.adapter import choose_trainable, parameter_groups
+from ds_train.model.adapter import choose_trainable
 from ds_train.model.depth import Depths, lr_scale, num_stages, unfreezing_stage
+from ds_train.model.parameter_groups import parameter_groups
 from ds_train.model.tiny import tiny_model
 
 # architecture -> parts of names and their depths, of 2 layers

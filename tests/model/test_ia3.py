@@ -11,7 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ds_train.config.adapter import AdapterConfig
-from ds_train.model.adapter import choose_trainable, write_adapter
+from ds_train.model.adapter import choose_trainable
+from ds_train.model.adapter_files import write_adapter
 from ds_train.model.tiny import save_tiny, tiny_model
 
 
