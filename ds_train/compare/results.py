@@ -16,7 +16,7 @@ from ds_train.compare.arms import RunSpec, run_name
 from ds_train.compare.measure import EVALUATION
 from ds_train.config.compare import RECORDED, CompareConfig, split_metric, split_shots
 from ds_train.errors import CheckpointError, RunFailed, quoted
-from ds_train.report.record import EvaluationRecord, StepRecord, read_records
+from ds_train.report.record import EvaluationRecord, RollbackRecord, StepRecord, read_records
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class RunResult:
     there is some."""
     dev: float | None = None
     """Primary metric on dev data, on which learning rates are chosen; None without such data."""
+    rolled_back: tuple[int, ...] = ()
+    """Steps that diverged, whose rows were left out (train.rollback)."""
 
     def selected_by(self, metric: str) -> float:
         """What choices go by: the value on dev data, or where there is none that of `metric`."""
@@ -122,7 +124,15 @@ def read_result(spec: RunSpec, compare: CompareConfig) -> RunResult:
         dev = find_value(_at_tokens(recorded, facts.total_tokens), primary)
     curve = tuple(Point(tokens, find_value(numbers, primary)) for tokens, numbers in series)
     updates, tokens = facts.num_updates, facts.total_tokens
-    return RunResult(spec.arm, spec.seed, spec.rate, updates, tokens, values, curve, dev)
+    rolled_back = _rolled_back(spec)
+    return RunResult(
+        spec.arm, spec.seed, spec.rate, updates, tokens, values, curve, dev, rolled_back
+    )
+
+
+def _rolled_back(spec: RunSpec) -> tuple[int, ...]:
+    records = read_records(spec.paths.metrics)
+    return tuple(one.diverged_step for one in records if isinstance(one, RollbackRecord))
 
 
 def _at_tokens(series: list[tuple[int, dict[str, Any]]], tokens: int) -> dict[str, Any]:
@@ -168,13 +178,13 @@ def _measured(spec: RunSpec) -> list[tuple[int, dict[str, Any]]]:
 
 def _recorded(spec: RunSpec) -> list[tuple[int, dict[str, Any]]]:
     """(tokens, numbers) of each evaluation in metrics.jsonl."""
-    tokens = {0: 0}
+    total = 0
     series: list[tuple[int, dict[str, Any]]] = []
     for record in read_records(spec.paths.metrics):
         if isinstance(record, StepRecord):
-            tokens[record.step] = record.total_tokens
+            total = record.total_tokens  # a step that was left out has no record
         elif isinstance(record, EvaluationRecord):
             found = {name: getattr(record, name) for name in RECORDED}
             numbers = {name: value for name, value in found.items() if value is not None}
-            series.append((tokens[record.step], numbers))
+            series.append((total, numbers))
     return series

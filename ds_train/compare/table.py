@@ -38,7 +38,7 @@ def markdown(
         parts += [*reach, ""]
     if compare.learning_rates is not None:
         parts += [*rate_lines(arms, compare, results), ""]
-    parts += _notes(arms, compare, failed)
+    parts += [*_notes(arms, compare), *_rolled_back_lines(results), *failed_lines(failed)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -150,9 +150,7 @@ def at_edge(arms: Sequence[ArmSummary], compare: CompareConfig) -> list[str]:
     ]
 
 
-def _notes(
-    arms: Sequence[ArmSummary], compare: CompareConfig, failed: Sequence[Outcome]
-) -> list[str]:
+def _notes(arms: Sequence[ArmSummary], compare: CompareConfig) -> list[str]:
     lines = [
         "Differences are taken within each seed, whose runs start from the same weights. No "
         "difference: the mean is smaller than its standard deviation over seeds."
@@ -161,7 +159,18 @@ def _notes(
         lines = ["One seed: there is no spread, and nothing can be concluded from a difference."]
     if compare.baseline_arm not in [arm.arm for arm in arms]:
         lines.append(f"The baseline {compare.baseline_arm} has no finished run.")
-    return [*lines, *failed_lines(failed)]
+    return lines
+
+
+def _rolled_back_lines(results: Sequence[RunResult]) -> list[str]:
+    """A paragraph for each run that did not train on all rows of the others."""
+    lines = []
+    for run in results:
+        if run.rolled_back:
+            steps = ", ".join(f"{step:,}" for step in run.rolled_back)
+            what = f"the samples of step{'s' if len(run.rolled_back) > 1 else ''} {steps} are left"
+            lines += ["", f"Rolled back: {run.name}: {what} out; `ds-train report` says why."]
+    return lines
 
 
 def failed_lines(failed: Sequence[Outcome]) -> list[str]:
