@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_train.report.figures import COLORS, new_figure, style
+from ds_train.report.figures import COLORS, module, new_figure, style
 from ds_train.report.incidents import Incident, Kind
 
 Points = Sequence[tuple[int, float]]
@@ -65,6 +65,7 @@ def run_figure(curves: RunCurves, *, title: str | None = None) -> Any:
         figure = new_figure(9.0, 4.4, title)
         axes = figure.subplots()
         axes.set(xlabel="optimizer step", ylabel=f"loss ({curves.unit})")
+        axes.xaxis.set_major_locator(module("matplotlib.ticker").MaxNLocator(integer=True))
         _draw_losses(axes, curves)
         low, high = _limits(curves)
         axes.set_ylim(low, high)
@@ -109,14 +110,12 @@ def _draw_undone(axes: Any, curves: RunCurves, high: float) -> None:
         steps, losses = _columns(points)
         label = "_" if number else "undone: made, then gone back before it"
         axes.plot(steps, losses, marker=marker, markersize=5, label=label, **look)
-        if len(steps) > 1:
-            axes.axvspan(steps[0], steps[-1], color="0.5", alpha=0.13, lw=0, zorder=0)
         over = losses > high
         axes.plot(steps[over], [high] * int(over.sum()), "^", color=_GREY, clip_on=False)
 
 
 def _draw_incidents(axes: Any, incidents: Sequence[Incident]) -> None:
-    """A thin line at each, its name above the picture."""
+    """A thin line at each, its name above the picture; a grey ground over the steps lost by it."""
     names, seen = names_of(incidents), set()
     wide = max(1.0, (axes.get_xlim()[1] - axes.get_xlim()[0]) * 0.035)
     ends = [-np.inf] * _ROWS
@@ -125,6 +124,8 @@ def _draw_incidents(axes: Any, incidents: Sequence[Incident]) -> None:
         of_kind = [n for n, other in zip(names, incidents, strict=True) if other.kind == one.kind]
         label = None if one.kind in seen else f"{_span(of_kind)}: {words}"
         seen.add(one.kind)
+        if one.num_lost:
+            axes.axvspan(one.from_step, one.step, color="0.5", alpha=0.13, lw=0, zorder=0)
         axes.axvline(one.step, color=color, linestyle=line, lw=1.1, zorder=2, label=label)
         row = next((place for place, end in enumerate(ends) if one.step >= end), _ROWS - 1)
         ends[row] = one.step + wide

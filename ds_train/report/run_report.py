@@ -110,7 +110,7 @@ def _interruptions(incidents: Sequence[Incident]) -> Iterator[str]:
     if not incidents:
         yield "None: every step was made once."
         return
-    head = ["", "what", "in step", "cause", "went on from", "lost", "left out since"]
+    head = ["", "what", "when", "cause", "went on from", "lost", "left out since"]
     named = zip(names_of(incidents), incidents, strict=True)
     yield from as_table(head, [_row(name, one) for name, one in named])
     steps = sum(one.num_lost for one in incidents)
@@ -131,7 +131,7 @@ def _row(name: str, one: Incident) -> list[str]:
     return [
         name,
         _WHAT[one.kind],
-        f"{one.step:,}",
+        f"{'in' if one.kind == 'rollback' else 'after'} step {one.step:,}",
         one.cause.replace("|", "\\|"),
         _origin(one),
         _lost(one),

@@ -99,12 +99,12 @@ def test_the_report_says_what_was_lost(paths: RunPaths) -> None:
         "- step 10 reached: 9 steps with 100 tokens count, in 4.5 s",
         "- loss 9.0000 in step 1, 0.0000 in step 10",
         "![losses over steps](loss.png)",
-        f"| B1 | rolled back | 3 | {NAN} | `step-00000002` | step 3 (1) | 8 samples |",
-        "| R1 | restarted by itself | 6 | rank 1 was killed by SIGKILL in step 7. | "
+        f"| B1 | rolled back | in step 3 | {NAN} | `step-00000002` | step 3 (1) | 8 samples |",
+        "| R1 | restarted by itself | after step 6 | rank 1 was killed by SIGKILL in step 7. | "
         "`step-00000005`, 1 process, without node-1 | step 6 (1) |  |",
-        "| H1 | started again by hand or scheduler | 8 | no \\| space | `step-00000005` | "
-        "steps 6 to 8 (3) |  |",
-        "| F1 | failed | 10 | step 11: spike |  | nothing |  |",
+        "| H1 | started again by hand or scheduler | after step 8 | no \\| space | "
+        "`step-00000005` | steps 6 to 8 (3) |  |",
+        "| F1 | failed | after step 10 | step 11: spike |  | nothing |  |",
     ):
         assert line in text.splitlines(), text
     assert "Lost in all: 5 steps; 2.0 s in those that had been recorded" in text
@@ -153,6 +153,8 @@ def test_the_picture_has_the_run_and_what_was_undone(paths: RunPaths) -> None:
         [[5, 5], [6, 4.25], [7, 3.25], [8, 2.25]],
     ]
     assert run.get_linewidth() > max(one.get_linewidth() for one in undone)
+    grounds = [(one.get_x(), one.get_x() + one.get_width()) for one in figure_axes(paths).patches]
+    assert grounds == [(2, 3), (5, 6), (5, 8)]
 
 
 def test_each_interruption_has_its_line_its_name_and_its_entry_in_the_legend(
