@@ -28,12 +28,13 @@ def scaled(gradient: Tensor, factor: Tensor, *, in_place: bool) -> Tensor:
 
     Args:
         in_place: nobody will ask for `gradient` again, and it may be written over; a second one
-            of the weight's size is not needed then.
+            of the weight's size is not needed then. If False, what is returned is never `gradient`
+            itself: the backward pass that comes last will write over that.
     """
     if torch.compiler.is_compiling() or type(factor) is not Tensor:  # traced: no values
         return (gradient * factor.reshape(1)).to(gradient.dtype)
     if gradient.device.type == "cpu" and factor.item() == 1.0:
-        return gradient
+        return gradient if in_place else gradient.clone()
     out = gradient if in_place else torch.empty_like(gradient)
     if gradient.device.type != "cpu":
         # mixed dtypes are converted inside the kernel, element by element
