@@ -9,10 +9,10 @@ namespace {
 
 #define ROWS(member) int64_t(offsetof(LogitRows, member))
 const int64_t logit_rows[] = {
-    ROWS(logits), ROWS(labels), ROWS(bias), ROWS(class_weight), ROWS(grad_logprob),
+    ROWS(logits), ROWS(slabs), ROWS(labels), ROWS(bias), ROWS(class_weight), ROWS(grad_logprob),
     ROWS(grad_logsumexp), ROWS(grad_logsumexp_slope), ROWS(grad_logit_sum), ROWS(grad_entropy),
     ROWS(logprob), ROWS(logsumexp), ROWS(logit_sum), ROWS(entropy), ROWS(correct), ROWS(rows),
-    ROWS(vocab), ROWS(stride), ROWS(logit_scale), ROWS(softcap), ROWS(dtype),
+    ROWS(vocab), ROWS(stride), ROWS(slab_columns), ROWS(logit_scale), ROWS(softcap), ROWS(dtype),
     ROWS(write_gradient), int64_t(sizeof(LogitRows))};
 
 #define LINEAR(member) int64_t(offsetof(LinearCE, member))

@@ -23,11 +23,16 @@
 #include <cstdint>
 
 enum DsTrainDtype { DS_TRAIN_FP32 = 0, DS_TRAIN_BF16 = 1, DS_TRAIN_FP16 = 2 };
+// Columns that the CPU's row kernel reads at a time.
+enum { DS_TRAIN_ROW_BLOCK = 1024 };
 
 // Rows of logits: their statistics, and their gradient in their place.
 struct LogitRows {
   void *logits;           // [rows, stride]; in: x . w, without bias, scale and cap;
                           // out, if write_gradient: d loss / d (x . w), same dtype
+  void *const *slabs;     // null, or what stands in the place of logits: the columns
+                          // [k slab_columns, (k + 1) slab_columns) of all rows are at slabs[k],
+                          // [rows, stride]. On the CPU only
   const int64_t *labels;  // [rows]
   const float *bias;          // [vocab] or null
   const float *class_weight;  // [vocab] or null (= 1): the c_j
@@ -42,13 +47,14 @@ struct LogitRows {
   float *entropy;
   uint8_t *correct;
   int64_t rows, vocab, stride;  // stride in elements
+  int64_t slab_columns;         // a multiple of DS_TRAIN_ROW_BLOCK; unused without slabs
   float logit_scale, softcap;   // softcap 0: none
   int32_t dtype, write_gradient;
 };
 
 // The whole operation on the CPU in bf16: logits, statistics, gradients of what isn't null.
 struct LinearCE {
-  LogitRows rows;  // logits null, stride unused, dtype DS_TRAIN_BF16, rows = supervised tokens
+  LogitRows rows;  // logits and slabs null, stride unused, dtype DS_TRAIN_BF16, rows = supervised tokens
   const void *hidden;  // [rows, dim] bf16, row stride in elements
   int64_t hidden_stride;
   const void *weight;  // [vocab, dim] bf16, row stride in elements

@@ -25,6 +25,7 @@ Kernel kernel_for(ds_train::Isa isa) {
 
 extern "C" int ds_train_rows_cpu(const LogitRows *a) {
   if (a->dtype < DS_TRAIN_FP32 || a->dtype > DS_TRAIN_FP16) return 1;
+  if (a->slabs && (a->slab_columns < 1 || a->slab_columns % DS_TRAIN_ROW_BLOCK)) return 1;
   const Kernel kernel = kernel_for(ds_train::cpu_isa());
   const int64_t grain = 32768 / (a->vocab + 1) + 1;  // rows worth a thread
   at::parallel_for(0, a->rows, grain,

@@ -161,7 +161,7 @@ extern "C" int ds_train_cuda_check(int device) {
 extern "C" int ds_train_rows_cuda(const LogitRows *rows, int device, void *stream) {
   const LogitRows &a = *rows;
   if (a.rows == 0) return cudaSuccess;
-  if (a.rows < 0 || a.vocab < 1 || a.vocab > 1 << 30) return cudaErrorInvalidValue;
+  if (a.rows < 0 || a.vocab < 1 || a.vocab > 1 << 30 || a.slabs) return cudaErrorInvalidValue;
   const auto run = [&](auto element, auto features) {
     using E = decltype(element);
     constexpr int F = decltype(features)::value;

@@ -67,7 +67,7 @@ template <class E, int F> void run_row(const LogitRows &a, int64_t index, int th
 extern "C" int ds_train_rows_emulated(const LogitRows *rows, int threads, int cluster) {
   const LogitRows &a = *rows;
   if (threads < kLanes || threads > 1024 || threads % kLanes != 0 || cluster < 1) return 1;
-  if (a.rows < 0 || a.vocab < 1 || a.vocab > 1 << 30) return 1;
+  if (a.rows < 0 || a.vocab < 1 || a.vocab > 1 << 30 || a.slabs) return 1;
   all_lanes_agree = true;
   return ds_train::dispatch(a, [&](auto element, auto features) {
     using E = decltype(element);

@@ -15,7 +15,7 @@
 namespace {
 
 using vec::F;
-constexpr int64_t kBlock = 1024;  // columns; a multiple of any vector
+constexpr int64_t kBlock = DS_TRAIN_ROW_BLOCK;  // columns; a multiple of any vector
 constexpr float kFarBelow = -1e30f;  // for log p of a logit of -inf, so that p log p is 0
 
 struct Fp32 {
@@ -34,12 +34,27 @@ struct Fp16 {
   static inline void store(uint16_t *p, F v) { vec::to_fp16(p, v); }
 };
 
+// Where the logits of a row are. A block never lies in two slabs.
+template <class T> struct Row {
+  const LogitRows &a;
+  int64_t index;
+
+  typename T::Type *at(int64_t first) const {
+    void *rows = a.logits;
+    if (a.slabs) {
+      rows = a.slabs[first / a.slab_columns];
+      first %= a.slab_columns;
+    }
+    return static_cast<typename T::Type *>(rows) + index * a.stride + first;
+  }
+};
+
 // The logits [first, first + count) of a row after bias, scale and cap, as floats. The block is
 // filled up to a whole vector with -inf, which adds nothing anywhere.
 template <class T>
-static void read_block(const LogitRows &a, const typename T::Type *row, int64_t first,
-                       int64_t count, float *block) {
-  const typename T::Type *source = row + first;
+static void read_block(const LogitRows &a, const Row<T> &row, int64_t first, int64_t count,
+                       float *block) {
+  const typename T::Type *source = row.at(first);
   typename T::Type padded[vec::kLanes] = {};
   const float inverse_cap = a.softcap > 0 ? 1.0f / a.softcap : 0;
   float padded_bias[vec::kLanes] = {};
@@ -108,8 +123,7 @@ static float block_logit_sum(const float *block, const float *class_weight, int6
 }
 
 template <class T>
-static RowStats row_stats(const LogitRows &a, const typename T::Type *row, int64_t label,
-                          float *block) {
+static RowStats row_stats(const LogitRows &a, const Row<T> &row, int64_t label, float *block) {
   RowStats s = empty_row();
   for (int64_t first = 0; first < a.vocab; first += kBlock) {
     const int64_t count = a.vocab - first < kBlock ? a.vocab - first : kBlock;
@@ -135,7 +149,7 @@ static RowStats row_stats(const LogitRows &a, const typename T::Type *row, int64
 }
 
 template <class T>
-static void write_gradient(const LogitRows &a, typename T::Type *row, int64_t label,
+static void write_gradient(const LogitRows &a, const Row<T> &row, int64_t label,
                            const RowStats &s, const RowGradient &g, float *block) {
   const float inverse_sum = 1.0f / s.sum, inverse_cap = a.softcap > 0 ? 1.0f / a.softcap : 0;
   for (int64_t first = 0; first < a.vocab; first += kBlock) {
@@ -166,7 +180,7 @@ static void write_gradient(const LogitRows &a, typename T::Type *row, int64_t la
       target = target_gradient(s, g, weight ? weight[at] : 1.0f, a.softcap) * a.logit_scale;
       block[at] = target;
     }
-    typename T::Type *out = row + first;
+    typename T::Type *out = row.at(first);
     int64_t j = 0;
     for (; j + vec::kLanes <= count; j += vec::kLanes) T::store(out + j, vec::load(block + j));
     if (j < count) {
@@ -181,7 +195,7 @@ template <class T>
 static void all_rows(const LogitRows &a, int64_t begin, int64_t end) {
   alignas(64) float block[kBlock];
   for (int64_t i = begin; i < end; ++i) {
-    auto *row = static_cast<typename T::Type *>(a.logits) + i * a.stride;
+    const Row<T> row{a, i};
     RowStats s = row_stats<T>(a, row, a.labels[i], block);
     report_row(a, i, s);
     if (a.write_gradient) write_gradient<T>(a, row, a.labels[i], s, row_gradient(a, i, s), block);

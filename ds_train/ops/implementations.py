@@ -19,6 +19,7 @@ from ds_train.ops.problem import (
     empty_result,
 )
 from ds_train.ops.row_loop import compute_in_chunks
+from ds_train.ops.slab_loop import columns_of, compute_in_slabs
 from ds_train.ops.torch_rows import torch_rows
 
 Implementation = Literal["auto", "reference", "chunked", "cpu", "cuda"]
@@ -86,6 +87,10 @@ def compute_with(name: str) -> Compute:
             return _no_rows(problem, wanted)
         if name == "cpu" and native.cpu_gemms(problem.hidden.dtype):
             return native.cpu_linear_ce(problem, upstream, wanted, chunk_bytes)
+        if name == "cpu" and upstream is not None and wanted.weight:
+            columns = columns_of(problem, chunk_bytes)
+            if columns is not None:
+                return compute_in_slabs(problem, upstream, wanted, columns)
         row_kernel, bytes_beside = _ROW_KERNELS[name]
         return compute_in_chunks(
             problem,

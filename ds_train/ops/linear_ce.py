@@ -1,7 +1,8 @@
 """LM head + cross-entropy as one function that never holds the logits.
 
-The public face: arguments are checked here, reductions are made here. `fused.py` has the operators
-behind it, `problem.py` what they compute, `csrc/README.md` how the native ones do it.
+The public face: arguments are checked here, reductions are made here. `fused_sum.py` and
+`fused_tokens.py` have the operators behind it, `problem.py` what they compute, `csrc/README.md` how
+the native ones do it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ds_train.ops.arguments import Arguments, checked
-from ds_train.ops.fused import linear_cross_entropy_sum, token_statistics
+from ds_train.ops.fused_sum import linear_cross_entropy_sum
+from ds_train.ops.fused_tokens import token_statistics
 from ds_train.ops.implementations import Implementation
 from ds_train.ops.reference import IGNORE, reference_logits, reference_losses
 from ds_train.ops.rows import SupervisedRows, check_values

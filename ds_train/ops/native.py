@@ -25,6 +25,7 @@ from ds_train.ops.structs import (
     logit_rows,
     matrix,
     row_arguments,
+    slab_rows,
 )
 from ds_train.ops.toolchain import Kind, local_arch
 from ds_train.plan.loss_chunks import CPU_LOGITS_BYTES
@@ -78,6 +79,14 @@ def cpu_rows(
     if logits.device.type != "cpu":
         raise ValueError(f"cpu_rows: logits are on {logits.device}; must be on the CPU")
     call = logit_rows(logits, rows, problem, upstream, result)
+    _check(load("cpu").ds_train_rows_cpu(ctypes.byref(call)), "ds_train_rows_cpu")
+
+
+def cpu_slabs(
+    slabs: list[Tensor], problem: Problem, upstream: Upstream | None, result: Result
+) -> None:
+    """What `cpu_rows` does, on all rows at once, their logits in slabs of columns [n, c]."""
+    call = slab_rows(slabs, problem, upstream, result)
     _check(load("cpu").ds_train_rows_cpu(ctypes.byref(call)), "ds_train_rows_cpu")
 
 

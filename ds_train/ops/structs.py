@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ds_train.ops.problem import Problem, Result, Upstream
+from ds_train.plan.loss_chunks import ROW_BLOCK
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """DsTrainDtype of rows.h."""
@@ -22,7 +23,8 @@ class LogitRows(ctypes.Structure):
     """`LogitRows` of csrc/rows.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("logits", "labels", "bias", "class_weight")),
+        *((name, ctypes.c_void_p) for name in ("logits", "slabs")),
+        *((name, ctypes.c_void_p) for name in ("labels", "bias", "class_weight")),
         ("grad_logprob", ctypes.c_void_p),
         ("grad_logsumexp", ctypes.c_void_p),
         ("grad_logsumexp_slope", ctypes.c_void_p),
@@ -30,7 +32,7 @@ class LogitRows(ctypes.Structure):
         ("grad_entropy", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("logprob", "logsumexp", "logit_sum", "entropy")),
         ("correct", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("rows", "vocab", "stride")),
+        *((name, ctypes.c_int64) for name in ("rows", "vocab", "stride", "slab_columns")),
         ("logit_scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         ("dtype", ctypes.c_int32),
@@ -68,6 +70,35 @@ def logit_rows(
     call = row_arguments(slice(start, stop), problem, upstream, result, logits.device)
     call.logits, call.stride = address, logits.stride(0)
     call.dtype = DTYPES[logits.dtype]
+    call.write_gradient = int(upstream is not None)
+    return call
+
+
+def slab_rows(
+    slabs: list[Tensor], problem: Problem, upstream: Upstream | None, result: Result
+) -> LogitRows:
+    """The struct for all rows, whose logits lie in slabs [n, c], the last of which may be narrower.
+
+    It holds addresses, so the tensors must outlive the call.
+    """
+    n, vocab = problem.labels.shape[0], problem.weight.shape[0]
+    columns, stride = slabs[0].shape[1], slabs[0].stride(0)
+    addresses = []
+    for number, slab in enumerate(slabs):
+        width = min(columns, vocab - number * columns)
+        addresses.append(matrix(slab, f"slab {number}", (n, width), problem.hidden))
+        if slab.stride(0) != stride:
+            raise ValueError(f"slab {number}: {_described(slab)}; rows must lie {stride} apart")
+    if len(slabs) != -(-vocab // columns) or columns % ROW_BLOCK != 0:
+        raise ValueError(
+            f"slabs: {len(slabs)} of {columns} columns; must cover the {vocab} columns of the "
+            f"vocabulary, in multiples of {ROW_BLOCK}"
+        )
+    call = row_arguments(slice(0, n), problem, upstream, result, problem.hidden.device)
+    call.addresses = (ctypes.c_void_p * len(slabs))(*addresses)  # lives as long as the struct
+    call.slabs = ctypes.cast(call.addresses, ctypes.c_void_p)
+    call.slab_columns, call.stride = columns, stride
+    call.dtype = DTYPES[problem.hidden.dtype]
     call.write_gradient = int(upstream is not None)
     return call
 

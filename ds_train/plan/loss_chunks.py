@@ -1,4 +1,4 @@
-"""How many rows of logits the fused loss computes at a time; `ops/row_loop.py` does what it says.
+"""How many logits the fused loss holds at a time; `ops/row_loop.py` and `ops/slab_loop.py` do it.
 
 Here, below torch, so that a plan counts the same memory that the loss takes.
 """
@@ -17,6 +17,30 @@ CPU_LOGITS_BYTES = 16 * _MIB
 """Of the CPU's own products in bf16, beside what has room in the weight's gradient itself. On two
 cores with AMX, in bf16, 16 to 150 MiB took the same time to 4 % (CPU time, 2048 tokens, 576 wide, a
 vocabulary of 49152): new pages cost what computing again costs."""
+ROW_BLOCK = 1024
+"""DS_TRAIN_ROW_BLOCK of csrc/rows.h: a slab has a multiple of these columns."""
+SLAB_BYTES = 4 * _MIB
+"""Beside the padding. In fp32, at 512 tokens, 896 wide, a vocabulary of 32768, slabs of 2, 4 and
+8 MiB took the same time to 3 % (processor time of one thread)."""
+SLAB_PADDING = 16  # elements; rows of a slab are a cache line more than a multiple of 4 KiB apart
+
+
+def slab_columns(
+    num_rows: int, dim: int, vocab: int, element_bytes: int, chunk_bytes: int | None
+) -> int | None:
+    """Columns of a slab where the logits can wait in the memory of the weight's gradient.
+
+    None where they can't: the gradient of a slab, [columns, dim], has to have room for the slab's
+    logits, [num_rows, columns + padding]; or where one slab would be the whole vocabulary.
+    """
+    column_bytes = num_rows * element_bytes
+    if chunk_bytes is None:
+        columns = max(1, SLAB_BYTES // column_bytes // ROW_BLOCK) * ROW_BLOCK
+    else:
+        columns = (chunk_bytes // column_bytes - SLAB_PADDING) // ROW_BLOCK * ROW_BLOCK
+    if not 0 < columns < vocab or num_rows * (columns + SLAB_PADDING) > columns * dim:
+        return None
+    return columns
 
 
 def chunk_rows(

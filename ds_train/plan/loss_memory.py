@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ds_train.plan.loss_chunks import CPU_LOGITS_BYTES, chunk_rows
+from ds_train.plan.loss_chunks import (
+    CPU_LOGITS_BYTES,
+    SLAB_BYTES,
+    SLAB_PADDING,
+    chunk_rows,
+    slab_columns,
+)
 from ds_train.plan.setting import Setting
 
 
@@ -37,6 +43,11 @@ def loss_memory(setting: Setting) -> LossMemory:
     device = "cpu" if setting.cluster.is_cpu else "cuda"
     if device == "cpu" and w == 2 and kind in ("auto", "cpu"):
         return LossMemory(min(CPU_LOGITS_BYTES, 4 * tokens * vocab), gradients)
+    if device == "cpu" and w == 4 and trains and kind in ("auto", "cpu"):
+        columns = slab_columns(tokens, hidden, vocab, w, None)
+        if columns is not None:  # the logits wait in the weight's gradient
+            slab = w * tokens * (columns + SLAB_PADDING)
+            return LossMemory(max(SLAB_BYTES, slab), gradients)
     beside = 12 if kind == "chunked" else 0
     rows = chunk_rows(tokens, vocab * (w + beside), None, device, trains)
     chunk = rows * vocab * (w + beside)
