@@ -1,40 +1,60 @@
 """The toolkit on one GPU: every stage, dtype and offload with the same losses, and the quickstart.
 
 Trains the tests' tiny model in one process on the device that is there and compares each layout
-with ZeRO-0 of its dtype; then runs the quickstart. Prints Markdown; with an argument, writes it
-there. Without a GPU it runs on the CPU and says so.
+with ZeRO-0 of its dtype; then runs the quickstart. Prints Markdown and writes it, with JSON beside
+it, after the trainings and again at the end. Without a GPU it runs on the CPU and says so. Ends
+with 1 where a training failed or time ran out.
 
-usage: bash benchmarks/gpu.sh train [RESULT.md]
+usage: bash benchmarks/gpu.sh train [--output RESULT.md] [--quick] [--time-limit SECONDS]
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from loss_report import machine, machine_line, write
+
+from ds_train.launch.command import deepspeed_program, free_port
+from ds_train.launch.process import remove_shared_memory
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "tests"))
 
 from distributed import scenarios  # noqa: E402 (the tests' trainings)
-from distributed.conftest import launch  # noqa: E402
 
+WORKER = REPO / "tests" / "distributed" / "worker.py"
 LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload_cpu", "zero3_offload_cpu")
+DTYPES = ("fp32", "bf16", "fp16")
+QUICK_LAYOUTS, QUICK_DTYPES = ("zero0", "zero3"), ("fp32",)
+Results = dict[str, dict[str, Any]]
 
 
-def plan(folder: Path) -> list[dict[str, Any]]:
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, help="Markdown file; JSON is written beside it")
+    parser.add_argument("--quick", action="store_true", help="few trainings: does it all run?")
+    parser.add_argument("--time-limit", type=float, default=560, help="seconds for everything")
+    return parser.parse_args()
+
+
+def plan(folder: Path, quick: bool) -> list[dict[str, Any]]:
     """LoRA and full fine-tuning in three dtypes on every layout, and with checkpointing."""
     items = []
     for family, changes in scenarios.FAMILIES.items():
-        for dtype in ("fp32", "bf16", "fp16"):
-            for preset in LAYOUTS:
+        for dtype in QUICK_DTYPES if quick else DTYPES:
+            for preset in QUICK_LAYOUTS if quick else LAYOUTS:
                 keys = {**changes, "model.dtype": dtype, "engine.preset": preset}
                 items.append(scenarios.scenario(folder, f"{family}|{dtype}|{preset}", keys))
             keys = {**changes, "model.dtype": dtype, "model.gradient_checkpointing": True}
@@ -42,53 +62,120 @@ def plan(folder: Path) -> list[dict[str, Any]]:
     return items
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def train_all(folder: Path, items: list[dict[str, Any]], until: float) -> Results:
+    """Results by name, of all in one process; after a defect, which ends it, another goes on."""
+    results: Results = {}
+    while left := [item for item in items if item["name"] not in results]:
+        place = Path(tempfile.mkdtemp(dir=folder))
+        fault = launch(place, left, until - time.time())
+        new = {
+            item["name"]: json.loads(path.read_text())
+            for item in left
+            if (path := place / f"{item['name']}.json").exists()
+        }
+        results |= new
+        if len(new) < len(left) and (not new or fault == "out of time"):
+            return results | {i["name"]: _missing(fault) for i in left if i["name"] not in new}
+    return results
+
+
+def _missing(fault: str) -> dict[str, Any]:
+    return {"error": f"not reached: {fault}", "kind": "defect"}
+
+
+def launch(place: Path, items: list[dict[str, Any]], seconds: float) -> str:
+    """Run the tests' worker on a plan; why it ended early, if it did."""
+    plan_file, port = place / "plan.json", free_port()
+    plan_file.write_text(json.dumps(items))
+    command = [*deepspeed_program(), "--num_accelerators", "1", "--master_port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if not torch.cuda.is_available():
+        environment["DS_ACCELERATOR"] = "cpu"
+    with (place / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, str(WORKER), str(plan_file)],
+            env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(max(0.0, seconds))
+            fault = _last_line(place / "log")
+        except subprocess.TimeoutExpired:
+            fault = "out of time"
+        finally:
+            with suppress(ProcessLookupError):  # the ranks of a launcher that was killed live on
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    remove_shared_memory(port)
+    return fault
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "the launcher said nothing")
+
+
+def table(results: Results) -> str:
     """A row a layout: its last loss, and the largest relative difference to ZeRO-0."""
     lines = ["| trains | dtype | layout | last loss | largest difference to zero0 |"]
-    lines.append("|---|---|---|---|---|")
+    lines.append("|---|---|---|---:|---:|")
     for name, result in results.items():
         family, dtype, layout = name.split("|")
         if "error" in result:
-            lines.append(f"| {family} | {dtype} | {layout} | {result['error'][:80]} | |")
+            reason = result["error"].strip().splitlines()[-1][:120].replace("|", "/")
+            lines.append(f"| {family} | {dtype} | {layout} | {reason} | |")
             continue
         truth = results[f"{family}|{dtype}|zero0"].get("losses", [])
-        pairs = zip(result["losses"], truth, strict=True) if truth else []
+        pairs = zip(result["losses"], truth, strict=False)
         worst = max((abs(a - b) / b for a, b in pairs), default=float("nan"))
         last = result["losses"][-1]
         lines.append(f"| {family} | {dtype} | {layout} | {last:.5f} | {worst:.1e} |")
     return "\n".join(lines)
 
 
-def quickstart(folder: Path) -> str:
-    """The end of what the quickstart prints."""
+def quickstart(folder: Path, seconds: float) -> tuple[str, bool]:
+    """The end of what the quickstart prints, and whether it came to its end."""
     command = [sys.executable, "-m", "ds_train", "quickstart", "--output-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=max(1.0, seconds)
+        )
+    except subprocess.TimeoutExpired:
+        return "quickstart: out of time", False
     lines = (done.stdout + done.stderr).splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("task, held-out")), -20)
-    return "\n".join(lines[start : start + 8] if start >= 0 else lines[start:])
+    shown = lines[start : start + 8] if start >= 0 else lines[start:]
+    return "\n".join(shown), done.returncode == 0
 
 
-def main() -> None:
+def main() -> int:
     """Run everything and print it."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, no GPU found"
-    began = time.time()
+    args, began = arguments(), time.time()
+    until = began + args.time_limit
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = machine(device)
+    title = f"# One device: {facts.get('gpu', 'CPU, no GPU found')}\n\n{machine_line(facts)}"
+
+    def report(results: Results, asked: str) -> str:
+        took = f"{len(results)} trainings, {time.time() - began:.0f} s."
+        text = f"{title} {took}\n\n{table(results)}\n\n```\n{asked}\n```\n"
+        if args.output is not None:
+            write(args.output, text, {"machine": facts, "trainings": results, "quickstart": asked})
+        return text
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scenarios.write_inputs(folder)
-        accelerator = None if torch.cuda.is_available() else "cpu"
-        items = plan(folder)
-        results = launch(folder, "gpu", items, 1, timeout_seconds=500, accelerator=accelerator)
-        layouts = table(results)
-        asked = quickstart(folder / "quickstart")
-    versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "deepspeed", "transformers"))
-    text = (
-        f"# One device: {device}\n\n{date.today()}, {versions}, {time.time() - began:.0f} s.\n\n"
-        f"{layouts}\n\n```\n{asked}\n```\n"
-    )
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text)
+        results = train_all(folder, plan(folder, args.quick), until)
+        asked, well = "quickstart: left out of --quick", True
+        if not args.quick:
+            report(results, "quickstart: not reached")
+            asked, well = quickstart(folder / "quickstart", until - time.time())
+        print(report(results, asked))
+    defects = [name for name, result in results.items() if result.get("kind") == "defect"]
+    if defects:
+        print(f"{len(defects)} of {len(results)} trainings failed: {', '.join(defects)}")
+    return 0 if well and not defects else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

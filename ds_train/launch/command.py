@@ -34,7 +34,7 @@ def launcher_command(
     place = _place_args(world, filtered=any(filters))
     if given.hostfile is not None:
         place = place[2:]  # it comes with the user's own arguments
-    command = [*_deepspeed(), *place]
+    command = [*deepspeed_program(), *place]
     if any(filters) and not (given.include or given.exclude):
         command += ["--include", filters[0]] if filters[0] else ["--exclude", filters[1]]
     if config.cluster.ssh_port is not None and given.ssh_port is None and world.over_ssh:
@@ -49,7 +49,7 @@ def launcher_command(
 
 def here_command(world: World, arguments: Sequence[str]) -> list[str]:
     """`deepspeed ... --module ds_train arguments...`, as processes of this machine."""
-    place = [*_deepspeed(), *_place_args(world, filtered=False)]
+    place = [*deepspeed_program(), *_place_args(world, filtered=False)]
     place += ["--master_port", str(free_port()), "--log_level", "critical"]
     return [*place, "--module", "ds_train", *arguments]
 
@@ -58,7 +58,7 @@ def module_command(
     module: str, *, hostfile: str | None, num_processes: int, ssh_port: int | None = None
 ) -> list[str]:
     """`deepspeed ... --module MODULE` on the hosts of a hostfile, or here on so many processes."""
-    command = _deepspeed()
+    command = deepspeed_program()
     if hostfile is None:
         command += ["--num_accelerators", str(num_processes)]
     else:
@@ -104,7 +104,7 @@ def show_command(command: Sequence[str]) -> str:
     return shlex.join(command)
 
 
-def _deepspeed() -> list[str]:
+def deepspeed_program() -> list[str]:
     """The `deepspeed` script of this very Python, or the module behind it."""
     script = Path(sys.executable).parent / "deepspeed"
     return (
