@@ -1,39 +1,16 @@
-"""What a forward pass leaves for the backward pass: bytes a token, layer by layer.
+"""What a forward pass leaves for the backward pass, and what comes up beside it there, in bytes.
 
-Counted from what each kind of module keeps for its gradient (as transformers 5 writes it and torch
-2.13 differentiates it), w bytes an element of the model's dtype:
-
-    linear layer       its input, once for all layers that share it; nothing where none of them
-                       trains or is adapted; LoRA adds its r inner values, dropout its output and
-                       mask, IA3 the values that it scales
-    norm               input in fp32, one factor; the normalised values where its weight trains
-    layernorm          input, mean and deviation
-    attention          queries, keys and values with as many heads as the queries, output, one
-                       number a head; with packing a row of the mask. Without a fused kernel the
-                       scores: heads x length, several times. Where ranks share rows, all of it for
-                       their heads and the whole row, without a mask, keys and values as many as
-                       there are, and the output once more
-    feed-forward       gated: gate, its activation, the other branch; else the activation's input
-
-`tests/plan/test_activations.py` compares this with the tensors that autograd really keeps.
+Layer by layer; what one token takes in a layer is in `layer_activations.py`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ds_train.config.run import RunConfig
 from ds_train.plan.execution import Unit, backward_order, forward_order
-from ds_train.plan.shapes import ModelShape, Module
+from ds_train.plan.layer_activations import LayerCounter
 from ds_train.plan.trainable import Trainable
-
-EAGER = ("gemma2",)
-"""Architectures whose attention transformers computes without a fused kernel (a soft cap)."""
-_FP32_NORMS = ("gemma", "olmo")
-"""Their norms multiply by the weight before they go back to the model's dtype."""
-_PYTHON_GELU = ("gpt2", "phi")
-"""Their activation is a formula in Python, each factor of which autograd keeps."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +25,26 @@ class Activations:
     """With activation checkpointing: only the input of each layer."""
     outside_layers: int
     """Embeddings, last norm, the output layer's input."""
+    in_both: int
+    """The input of a layer where it is also the first of what the layer keeps."""
+    passing_layer: int
+    """What comes up in one layer's backward pass beside what it keeps."""
+    passing_norm: int
+    """The same for the last norm."""
 
     def kept(self, *, recompute: bool) -> int:
         """At the end of the forward pass, plus the layer that is recomputed first."""
+        return self.at_the_loss(recompute=recompute) + (self.largest_layer if recompute else 0)
+
+    def at_the_loss(self, *, recompute: bool) -> int:
+        """At the end of the forward pass."""
+        return (self.layer_inputs if recompute else self.all_layers) + self.outside_layers
+
+    def in_a_layer(self, *, recompute: bool) -> int:
+        """When the last layer's backward pass begins, and what was kept outside is gone."""
         if recompute:
-            return self.layer_inputs + self.largest_layer + self.outside_layers
-        return self.all_layers + self.outside_layers
+            return self.layer_inputs + self.largest_layer - self.in_both
+        return self.all_layers
 
 
 def activations(
@@ -69,28 +60,34 @@ def activations(
     recompute = config.model.gradient_checkpointing
     units = forward_order(trainable)
     needed = {id(unit) for unit in backward_order(units, trainable, recompute=recompute)}
-    counter = _Counter(shape, config, w, length, on_cpu=on_cpu)
+    counter = LayerCounter(shape, config, w, length, on_cpu=on_cpu)
     layers: dict[int, list[Unit]] = {}
-    outside = 0.0
+    outside, passing_norm = 0.0, 0.0
     for unit in units:
         if unit.layer is not None:
             layers.setdefault(unit.layer, []).append(unit)
         elif id(unit) in needed:
             outside += counter.outside(unit)
+            passing_norm = max(passing_norm, counter.passing_norm(unit))
     tokens = rows * -(-length // config.engine.sequence_parallel_size)
-    seen: dict[object, float] = {}  # most layers are alike
+    seen: dict[object, tuple[float, float]] = {}  # most layers are alike
     of_layers = []
     for some in layers.values():
         likeness = tuple((one.stage, one.trains, id(one) in needed, one.sizes) for one in some)
         if likeness not in seen:
-            kept = counter.layer([one for one in some if id(one) in needed], some)
-            seen[likeness] = tokens * kept + w * _merged_experts(some)
+            used = [one for one in some if id(one) in needed]
+            kept = tokens * counter.layer(used, some) + w * _merged_experts(some)
+            seen[likeness] = kept, tokens * counter.passing(used, some)
         of_layers.append(seen[likeness])
+    first = next(iter(layers.values()), [])
     return Activations(
-        all_layers=round(sum(of_layers)),
-        largest_layer=round(max(of_layers, default=0)),
-        layer_inputs=tokens * w * shape.hidden * sum(one > 0 for one in of_layers),
+        all_layers=round(sum(kept for kept, _ in of_layers)),
+        largest_layer=round(max((kept for kept, _ in of_layers), default=0)),
+        layer_inputs=tokens * w * shape.hidden * sum(kept > 0 for kept, _ in of_layers),
         outside_layers=round(tokens * outside),
+        in_both=tokens * w * shape.hidden * counter.keeps_its_input(first),
+        passing_layer=round(max((passing for _, passing in of_layers), default=0)),
+        passing_norm=round(tokens * passing_norm),
     )
 
 
@@ -104,130 +101,3 @@ def _merged_experts(units: list[Unit]) -> int:
         if one.module.kind == "experts" and one.kind == "base"
     }
     return sum(size for name, size in found.items() if name in adapted)
-
-
-class _Counter:
-    """Bytes that one token leaves in a module."""
-
-    def __init__(
-        self, shape: ModelShape, config: RunConfig, w: int, length: int, *, on_cpu: bool
-    ) -> None:
-        self.shape, self.config, self.w, self.length = shape, config, w, length
-        self.on_cpu = on_cpu
-        attention = config.model.attn_implementation
-        self.eager = attention == "eager" or (attention is None and shape.model_type in EAGER)
-        self.share = config.engine.sequence_parallel_size
-        self.shared = self.share > 1
-        flash = "flash" in (attention or "")
-        self.masked = config.data.packing and not flash and not self.shared
-
-    def outside(self, unit: Unit) -> float:
-        module = unit.parameters[0].module
-        if module.kind in ("norm", "layernorm"):
-            return self._norm(unit)
-        return 0.0  # ids of the embeddings; the output layer is the loss's own account
-
-    def layer(self, needed: list[Unit], units: list[Unit]) -> float:
-        """All that one layer keeps."""
-        if not needed:
-            return 0.0
-        total = sum(self._norm(unit) for unit in needed)
-        stages: dict[int, list[Unit]] = {}
-        for unit in units:
-            stages.setdefault(unit.stage, []).append(unit)
-        for stage in (1, 2, 4, 5):
-            total += self._linear_inputs(stages.get(stage, []))
-        total += self._attention() if any(one.stage == 2 for one in needed) else 0.0
-        return total + self._feedforward(needed)
-
-    def _norm(self, unit: Unit) -> float:
-        module, w = unit.parameters[0].module, self.w
-        if module.kind not in ("norm", "layernorm"):
-            return 0.0
-        width = module.shape[0]
-        if width == self.shape.head_dim and "self_attn" in module.name:
-            heads = self.shape.num_kv_heads if "k_" in module.name.rsplit(".", 1)[1] else None
-            repeats = heads or self.shape.num_heads
-        else:
-            repeats = 1
-        if module.kind == "layernorm":
-            return repeats * (w * width + 8)
-        wide = any(one in self.shape.model_type for one in _FP32_NORMS)
-        trained = unit.trains * width * (4 if wide else w)
-        return repeats * (4 * (width + 1) + trained)
-
-    def _linear_inputs(self, units: list[Unit]) -> float:
-        """One input for all layers of a stage, where one of them needs it; adapters' own."""
-        linear = [one for one in units if one.parameters[0].module.is_linear]
-        adapted = [one for one in linear if one.trains]
-        trained = [one for one in adapted if not one.name.endswith("ia3_l.default")]
-        modules = {one.owner: one.parameters[0].module for one in trained}
-        groups = _shared_inputs(list(modules.values()))
-        total = sum(self.w * width for width in groups)
-        # the attention's output is kept by the attention itself, and is the next layer's input,
-        # unless ranks have exchanged it
-        if trained and trained[0].stage == 2 and not self.eager and not self.shared:
-            total -= self.w * max(groups, default=0)
-        return total + sum(self._adapter(one) for one in adapted)
-
-    def _adapter(self, unit: Unit) -> float:
-        adapter, w = self.config.adapter, self.w
-        module = unit.parameters[0].module
-        if unit.name.endswith("lora_A.default"):
-            dropped = (w + 1) * module.in_features if adapter.dropout else 0
-            dora = w * module.out_features if adapter.use_dora else 0
-            return w * unit.parameters[0].shape[0] + dropped + dora
-        if unit.name.endswith("ia3_l.default"):
-            return w * max(unit.parameters[0].shape)
-        return 0.0
-
-    def _attention(self) -> float:
-        shape, w = self.shape, self.w
-        queries, values = shape.attention_widths
-        scores = shape.num_heads * self.length
-        dropped = 0.0
-        if shape.residual_dropout:  # masks of two sums; a byte an element on a GPU
-            dropped = 2 * shape.hidden * (w if self.on_cpu else 1)
-        if self.eager:
-            # capped scores, probabilities in fp32, and these in the model's dtype
-            return 3 * w * queries + scores * 8 + dropped
-        if self.on_cpu and queries != values:
-            return 4 * (2 * queries + values + scores) + w * values
-        if self.on_cpu and shape.attention_dropout:
-            dropped += 12 * scores
-        # a fused projection is kept whole, as the values are a view of it, and rotated apart
-        fused = any(one.name.endswith("query_key_value") for one in shape.modules)
-        mask = w * self.length if self.masked else 0
-        wide = 6 * queries if fused else 2 * (queries + values)
-        if self.shared and queries == values and shape.head_dim <= 256:
-            # without a mask kernels take fewer key heads than query heads as they are
-            copies = self.share // math.gcd(self.share, shape.num_kv_heads)
-            wide = 2 * queries + 2 * copies * shape.num_kv_heads * shape.head_dim
-        return w * wide + 4 * shape.num_heads + mask + dropped
-
-    def _feedforward(self, needed: list[Unit]) -> float:
-        shape, w = self.shape, self.w
-        names = {one.owner.rsplit(".", 1)[-1]: one for one in needed}
-        if not any(one.stage in (4, 5) for one in needed):
-            return 0.0
-        if any(one.parameters[0].module.kind == "experts" for one in needed):
-            return self._experts(needed)
-        if "gate_proj" in names or "gate_up_proj" in names:
-            return 3 * w * shape.feedforward
-        return (4 if shape.model_type in _PYTHON_GELU else 1) * w * shape.feedforward
-
-    def _experts(self, needed: list[Unit]) -> float:
-        """Each token goes through some experts; their inputs are kept apart."""
-        shape, w = self.shape, self.w
-        experts = next(one for one in needed if one.parameters[0].module.kind == "experts")
-        width = experts.parameters[0].module.shape[1] // 2
-        routed = shape.experts_per_token * w * (2 * shape.hidden + 4 * width)
-        # DeepSeek's router works in fp32
-        routed += 4 * shape.hidden if shape.model_type == "deepseek_v3" else 0
-        shared = [one for one in needed if "shared_experts.gate_proj" in one.owner]
-        return routed + sum(3 * w * one.parameters[0].module.out_features for one in shared)
-
-
-def _shared_inputs(modules: list[Module]) -> list[int]:
-    """Widths of the different inputs: layers of the same width in a stage share one."""
-    return sorted({module.in_features for module in modules})

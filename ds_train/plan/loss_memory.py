@@ -3,6 +3,9 @@
 The fused loss makes its gradients in the forward pass: of the hidden states, and of the weight
 where that trains (in fp32 while several chunks add up). Where it can't run (LoRA on the output
 layer under ZeRO-3, DoRA there, a quantised layer), the logits of all supervised positions stand.
+
+In bf16 on a CPU no chunk stands: slabs of columns do, with what is packed for the products, and
+the first 64 MiB of it stay with the process (`csrc/linear_ce_cpu.cpp`, `LinearRun::allocate`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ from ds_train.plan.loss_chunks import (
 )
 from ds_train.plan.setting import Setting
 
+_CPU_KEPT_BYTES = 64 * 2**20
+_PANEL, _SLAB, _SLABS_IN_GROUP, _GROUPS = 32, 256, 2, 3
+"""Tokens, or dimensions, of a panel; columns of a slab; slabs of a group; groups under way."""
+
 
 @dataclass(frozen=True)
 class LossMemory:
@@ -27,6 +34,8 @@ class LossMemory:
     """Logits that stand at once."""
     gradients: int
     """Of hidden states and weight, until the backward pass has passed."""
+    stays: int = 0
+    """Working memory that is not given back after a call."""
 
 
 def loss_memory(setting: Setting) -> LossMemory:
@@ -41,8 +50,10 @@ def loss_memory(setting: Setting) -> LossMemory:
     weight = vocab * hidden
     gradients = w * tokens * hidden + (w * weight if trains else 0)
     device = "cpu" if setting.cluster.is_cpu else "cuda"
-    if device == "cpu" and w == 2 and kind in ("auto", "cpu"):
-        return LossMemory(min(CPU_LOGITS_BYTES, 4 * tokens * vocab), gradients)
+    if device == "cpu" and setting.config.model.dtype == "bf16" and kind in ("auto", "cpu"):
+        working = _slabs(tokens, vocab, hidden, trains)
+        stays = min(working, _CPU_KEPT_BYTES)
+        return LossMemory(working - stays, gradients, stays)
     if device == "cpu" and w == 4 and trains and kind in ("auto", "cpu"):
         columns = slab_columns(tokens, hidden, vocab, w, None)
         if columns is not None:  # the logits wait in the weight's gradient
@@ -54,6 +65,22 @@ def loss_memory(setting: Setting) -> LossMemory:
     if trains and rows < tokens and w == 2:
         chunk += 4 * weight  # the sum over chunks is fp32
     return LossMemory(chunk, gradients)
+
+
+def _slabs(tokens: int, vocab: int, hidden: int, trains: bool) -> int:
+    """Working memory of the CPU's own products in bf16, on one thread."""
+    n, d = (-(-one // _PANEL) * _PANEL for one in (tokens, hidden))
+    slabs = -(-vocab // _SLAB)
+    group = _SLAB * min(slabs, _SLABS_IN_GROUP)
+    packed = 2 * n * d + _GROUPS * 2 * group * (d + n)  # hidden states; weights, exponentials
+    sums = 4 * n * d + 4 * n * 5 * _GROUPS * _SLABS_IN_GROUP  # of grad_hidden; of each token
+    of_thread = 4 * 2 * _SLAB * _PANEL + 2 * _SLAB * d
+    total = packed + sums + of_thread
+    if trains:
+        in_gradient = min(n, d)  # exponentials that wait in the weight's gradient itself
+        waiting = min(CPU_LOGITS_BYTES, 2 * slabs * _SLAB * (n - in_gradient))
+        total += waiting + 2 * n * d + 4 * slabs * n + 2 * _SLAB * n
+    return total
 
 
 def _is_fused(setting: Setting) -> bool:

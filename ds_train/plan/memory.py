@@ -10,7 +10,9 @@ With N parameters of which T train, n ranks, w bytes an element (Rajbhandari et 
     gradients      what waits between micro-batches, see `_waiting_gradients`
 
 The peak is that of the backward pass, of the reduction after it or of the update, whichever is the
-highest: activations are gone when the temporaries of the others come. Compared with real runs in
+highest: activations are gone when the temporaries of the others come. Within the backward pass too
+one thing is gone when the other comes (`backward_peak.py`). On a CPU the process itself counts, and
+what the libraries below torch keep (`cpu_libraries.py`). Compared with real runs in
 `benchmarks/results/plan_accuracy.md`.
 """
 
@@ -23,6 +25,8 @@ from functools import cached_property
 from typing import Literal
 
 from ds_train.plan.activations import Activations, activations
+from ds_train.plan.backward_peak import highest_moment
+from ds_train.plan.cpu_libraries import library_bytes
 from ds_train.plan.loss_memory import loss_memory
 from ds_train.plan.setting import Setting
 from ds_train.plan.zero3_trace import Gathers, play
@@ -84,6 +88,7 @@ def memory_of(setting: Setting) -> Memory:
     terms = [term for term in accountant.terms() if term.num_bytes]
     if setting.cluster.is_cpu:  # host and device are one
         terms = [replace(term, place="gpu") for term in terms]
+        terms.append(Term("kept by oneDNN, MKL", library_bytes(setting)))
         terms.append(Term("process: Python, torch, DeepSpeed", PROCESS_BYTES))
     else:
         memory = Memory(tuple(terms), accountant.activations, accountant.gathers)
@@ -101,7 +106,6 @@ class _Accountant:
         self.s = setting
         self.n = setting.world_size
         self.trained = setting.trainable.num_trainable
-        self.largest = max((one.num_elements for one in setting.trainable.trained), default=0)
         self.activations = activations(
             setting.trainable,
             setting.config,
@@ -222,18 +226,10 @@ class _Accountant:
         yield Term("gradients, being reduced", moved, phase)
 
     def _forward_and_backward(self) -> Iterator[Term]:
-        recompute = self.s.config.model.gradient_checkpointing
-        kept = self.activations.kept(recompute=recompute)
-        name = "activations, checkpointed" if recompute else "activations"
-        yield Term(name, kept, "backward")
         loss = loss_memory(self.s)
-        yield Term("loss, gradients kept", loss.gradients, "backward")
-        made = self.s.width * self.largest
-        # one is gone when the other comes
-        if loss.chunk >= made:
-            yield Term("loss, chunk of logits", loss.chunk, "backward")
-        else:
-            yield Term("largest gradient being made", made, "backward")
+        yield Term("loss, working memory that stays", loss.stays)
+        for name, size in highest_moment(self.s, self.activations, loss):
+            yield Term(name, size, "backward")
         if self.gathers is not None:
             live = self.gathers.peak_elements
             yield Term("weights, gathered", self.s.width * live, "backward")
