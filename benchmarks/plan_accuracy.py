@@ -2,9 +2,8 @@
 
     python benchmarks/plan_accuracy.py --work /tmp/plan_accuracy [--only traffic|memory]
 
-Starts the deepspeed launcher on the CPU (gloo) with 1 and 2 processes; one launch for all traffic,
-one for each memory case. What is in the work folder already is not measured again. Writes
-benchmarks/results/plan_accuracy.md.
+Starts 1 and 2 processes on the CPU (gloo), once for all traffic and once for each memory case. What
+is in the work folder already is not measured again. Writes benchmarks/results/plan_accuracy.md.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,21 +57,42 @@ def planned(case: plan_cases.Case) -> Estimate:
 
 
 def launch(worker: str, arguments: list[Path], ranks: int, log: Path) -> None:
-    """One launch of a worker; SystemExit with its log where it fails."""
+    """One process a rank, as a launcher starts them; SystemExit with the log where one fails."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
-    command += ["--master_port", str(port), str(HERE / worker), *map(str, arguments)]
+    command = [sys.executable, str(HERE / worker), *map(str, arguments)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "MALLOC_MMAP_THRESHOLD_": "262144",  # what is freed goes back to the system
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(ranks),
     }
     with log.open("w") as file:
-        done = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False)
+        started = [
+            subprocess.Popen(
+                command,
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=file,
+                stderr=file,
+            )
+            for rank in range(ranks)
+        ]
+        while any(one.poll() is None for one in started) and not any(_failed(started)):
+            time.sleep(0.2)
+    failed = any(_failed(started))
+    for one in started:  # the others would wait for it
+        one.kill()
+        one.wait()
     remove_shared_memory(port)
-    if done.returncode:
+    if failed:
         raise SystemExit(f"{worker} failed: {log}")
+
+
+def _failed(started: list[subprocess.Popen[bytes]]) -> Iterator[bool]:
+    """Of processes that have ended."""
+    return (bool(one.poll()) for one in started)
 
 
 class Traffic(NamedTuple):
@@ -190,7 +211,9 @@ def write(path: Path, traffic: list[Any], memory: list[Any]) -> None:
         "Highest resident memory in the third step, less what was resident before the model; a "
         "tiny model was trained in the same way before, so that libraries are loaded. `MALLOC_MMAP_"
         "THRESHOLD_` is set, so that what is freed is not resident. The last number of a name is "
-        f"that of ranks. Worst of {len(memory)}: {worst(model_off)} of the model's own memory, "
+        "that of ranks. What oneDNN has compiled (bf16) and MKL has packed (fp32) is part of both "
+        "numbers, and no part of a plan for GPUs: `ds_train/plan/cpu_libraries.py`. "
+        f"Worst of {len(memory)}: {worst(model_off)} of the model's own memory, "
         f"{worst(whole_off)} of the whole process.",
         "",
         *memory_table(memory),

@@ -1,6 +1,7 @@
-"""Runs inside the deepspeed launcher: the process memory of a real training, phase by phase.
+"""Runs as one of the ranks: the process memory of a real training, phase by phase.
 
-usage: deepspeed ... plan_memory_worker.py TINY.json RECIPE.json RESULT.json
+usage, with RANK and its like in the environment:
+    plan_memory_worker.py TINY.json RECIPE.json RESULT.json
 A tiny model is trained in the same way first, so that what libraries load, compile and cache at
 their first use counts to the process and not to the model. Linux only: the high-water mark of a
 process is set back between phases (/proc/self/clear_refs).

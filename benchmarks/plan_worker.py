@@ -1,6 +1,6 @@
-"""Runs inside the deepspeed launcher: the collectives of real training steps, counted.
+"""Runs as one of the ranks: the collectives of real training steps, counted.
 
-usage: deepspeed ... plan_worker.py PLAN.json
+usage, with RANK and its like in the environment: plan_worker.py PLAN.json
 The plan is a list of {"name", "recipe"}; NAME.json gets, for each of the recipe's steps, what
 DeepSpeed's communication logger saw: {collective: {bytes of a message: how often}}.
 """
