@@ -20,7 +20,7 @@ import torch
 
 from ds_train.config.run import RunConfig
 from ds_train.data.prepare import prepare_data
-from ds_train.engine.engine import start_process_group, stop_process_group
+from ds_train.engine.process_group import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.train.setup import set_up
 from ds_train.train.step import train_step

@@ -1,10 +1,15 @@
-"""Saving while the run goes on: the step waits until the state is copied, not until it is on disk.
+"""Saving while the run goes on: the steps wait neither for the disk nor, as a rule, for the copy.
 
-Each rank copies its share and writes it in a thread of its own, which uses no collective (those of
-the training go on meanwhile); a small file says that a share is on disk, and rank 0's thread
-publishes the checkpoint when it has seen one of every rank. Who could not write is known at `join`.
-So a kill at any moment leaves the checkpoint before as it was, as with saving in the foreground,
-and until then nothing older is removed.
+What a rank holds changes at the next update only. So a thread copies its share to the host's memory
+during the forward and backward passes that follow, and the update waits should the copy not be
+complete; then the thread writes. It uses no collective (those of the training go on meanwhile): a
+small file says that a share is on disk, and rank 0's thread publishes the checkpoint when it has
+seen one of every rank. Who could not write is known at `join`. So a kill at any moment leaves the
+checkpoint before as it was, as with saving in the foreground, and until then nothing older is
+removed.
+
+Reading the state beside the passes that follow, which leave it alone, is the method of Maurya et
+al., "DataStates-LLM: Lazy Asynchronous Checkpointing for Large Language Models" (HPDC 2024).
 """
 
 from __future__ import annotations
@@ -17,9 +22,11 @@ from pathlib import Path
 
 from ds_train.checkpoint.checksums import digest
 from ds_train.checkpoint.folder import CheckpointFacts
+from ds_train.checkpoint.pieces import Share
 from ds_train.checkpoint.state import (
     collect,
     finish_checkpoint,
+    gather_trained,
     partial_folder,
     remove_partial,
     share_of,
@@ -27,7 +34,10 @@ from ds_train.checkpoint.state import (
     write_failure,
     write_share,
 )
-from ds_train.engine.engine import Engine, State
+from ds_train.engine.engine import Engine
+from ds_train.engine.piece import State
+from ds_train.engine.ranks import Ranks
+from ds_train.engine.snapshot import Snapshot
 from ds_train.errors import CheckpointError
 from ds_train.paths import RunPaths, replace_text
 
@@ -46,20 +56,32 @@ class BackgroundSave:
         facts: CheckpointFacts,
         write_extra: Callable[[Path, State], None] | None,
     ) -> None:
+        began = time.perf_counter()
         self.folder = paths.checkpoint(facts.step)
-        self._ranks, self._facts, self._write_extra = engine.ranks, facts, write_extra
+        self._ranks: Ranks = engine.ranks
+        self._facts, self._write_extra = facts, write_extra
         self._partial = partial_folder(self.folder)
         if self._ranks.is_main:
             remove_partial(paths)  # of an earlier attempt: its shares are not ours
-        tensors, trained = collect(engine, keep_all_params=write_extra is not None)
-        # on a CPU these may be the very tensors that the next step changes
-        self._tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+        self._share = collect(engine)
+        trained = gather_trained(engine) if write_extra is not None else {}
+        # small ones; on a CPU at stage 0 they are the very tensors that the next step changes
         self._trained = {name: tensor.clone() for name, tensor in trained.items()}
         self._failure = ""
-        self._share_done, self._given_up = threading.Event(), threading.Event()
+        self._copied, self._share_done = threading.Event(), threading.Event()
+        self._given_up = threading.Event()
+        self._snapshot = Snapshot(self._ranks.device)
         self._ranks.barrier()  # nobody writes before what was left over is gone
-        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()
+        engine.read_behind(self._wait_for_copy)
+        self.waited_seconds = time.perf_counter() - began
+        """Of the run, so far, for this checkpoint."""
+
+    def _wait_for_copy(self) -> None:
+        began = time.perf_counter()
+        self._copied.wait()
+        self.waited_seconds += time.perf_counter() - began
 
     def join(self) -> Path:
         """Wait until it is on disk; returns its folder.
@@ -67,12 +89,14 @@ class BackgroundSave:
         Raises:
             CheckpointError: on every rank, if one could not write; older checkpoints are untouched.
         """
+        began = time.perf_counter()
         self._share_done.wait()
         if reason := self._ranks.first_text(self._failure):
             self._given_up.set()  # rank 0 must not wait for a share that will not come
         self._thread.join()
         if reason := reason or self._ranks.first_text(self._failure):
             raise CheckpointError(write_failure(self.folder, reason))
+        self.waited_seconds += time.perf_counter() - began
         return self.folder
 
     def let_finish(self, seconds: float) -> None:
@@ -80,20 +104,27 @@ class BackgroundSave:
         self._thread.join(seconds)
         self._given_up.set()
 
+    def _work(self) -> None:
+        try:
+            with self._snapshot:
+                self._share.copy_to_host()
+            self._copied.set()
+            self._write()
+        except Exception as error:  # noqa: BLE001 (a thread's fault is nobody's unless it is told)
+            self._failure = f"rank {self._ranks.rank}: {error}"
+        finally:
+            self._share, self._trained = Share(), {}
+            self._copied.set()
+            self._share_done.set()
+
     def _write(self) -> None:
         rank = self._ranks.rank
-        try:
-            write_share(self._partial, self._tensors, self._trained, self._ranks, self._write_extra)
-            written = {share_of(rank): digest(state_path(self._partial, rank))}
-            replace_text(self._note(rank), json.dumps(written))
-            self._share_done.set()
-            if self._ranks.is_main:
-                self._publish()
-        except Exception as error:  # noqa: BLE001 (a thread's fault is nobody's unless it is told)
-            self._failure = f"rank {rank}: {error}"
-        finally:
-            self._share_done.set()
-            self._tensors, self._trained = {}, {}
+        write_share(self._partial, self._share, self._trained, self._ranks, self._write_extra)
+        written = {share_of(rank): digest(state_path(self._partial, rank))}
+        replace_text(self._note(rank), json.dumps(written))
+        self._share_done.set()
+        if self._ranks.is_main:
+            self._publish()
 
     def _note(self, rank: int) -> Path:
         return self._partial / "state" / f"rank-{rank:05d}.json"

@@ -1,7 +1,7 @@
-"""Reading checkpoints: which there are, what each belongs to, where each parameter lies.
+"""Reading checkpoints: which there are, and what each belongs to.
 
 Knows files only, no engine, so that export, evaluation and generation work from a run folder on
-any machine. Writing and resuming is in `state.py`.
+any machine. What lies in their state files is in `pieces.py`, writing and resuming in `state.py`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,12 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from ds_train.errors import CheckpointError, quoted
 from ds_train.paths import RunPaths
 
 FACTS = "checkpoint.json"
 _NUM_ALWAYS = 9
 """Facts that every checkpoint.json has."""
-SEPARATOR = "|"
-"""Between the name of a parameter and the tensor of it: `model.norm.weight|exp_avg`."""
 
 
 @dataclass(frozen=True)
@@ -94,30 +89,6 @@ def read_facts(folder: Path) -> CheckpointFacts:
         return CheckpointFacts(**json.loads((folder / FACTS).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{quoted(folder)} is not a complete checkpoint: {error}") from None
-
-
-def state_places(folder: Path, facts: CheckpointFacts) -> dict[str, tuple[Path, list[str]]]:
-    """Parameter name -> the file that holds its tensors, and their full keys."""
-    places: dict[str, tuple[Path, list[str]]] = {}
-    for name in facts.state_files:
-        path = folder / "state" / name
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    parameter = key.rsplit(SEPARATOR, 1)[0]
-                    places.setdefault(parameter, (path, []))[1].append(key)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{quoted(path)} is missing or damaged ({error}). Remove the checkpoint folder "
-                f"{folder.name} to go on from the one before it."
-            ) from None
-    return places
-
-
-def read_parameter(path: Path, keys: list[str]) -> dict[str, Tensor]:
-    """The saved tensors of one parameter: {"param": ..., "exp_avg": ...}."""
-    with safe_open(str(path), framework="pt") as file:
-        return {key.rsplit(SEPARATOR, 1)[1]: file.get_tensor(key) for key in keys}
 
 
 def chosen_checkpoint(paths: RunPaths) -> Path | None:

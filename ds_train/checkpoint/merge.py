@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from ds_train.checkpoint.folder import read_facts, read_parameter, state_places
+from ds_train.checkpoint.pieces import StateFiles
 from ds_train.errors import CheckpointError, quoted
 from ds_train.model.adapter import ADAPTER_NAME, ADAPTER_WEIGHTS
 
@@ -66,13 +66,8 @@ def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
 
 def full_changes(checkpoint: Path) -> Changes:
     """Changes of full or partial fine-tuning: the fp32 parameters of the state files."""
-    places = state_places(checkpoint, read_facts(checkpoint))
-
-    def make(name: str) -> Tensor:
-        path, keys = places[name]
-        return read_parameter(path, [key for key in keys if key == f"{name}|param"])["param"]
-
-    return Changes(frozenset(places), make)
+    saved = StateFiles(checkpoint)
+    return Changes(frozenset(saved.names), saved.read)
 
 
 def adapter_changes(folder: Path, model: nn.Module, read_base: ReadBase) -> Changes:

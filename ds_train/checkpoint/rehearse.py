@@ -19,11 +19,13 @@ from ds_train.checkpoint.folder import complete_checkpoints
 from ds_train.checkpoint.state import (
     all_or_nothing,
     collect,
+    gather_trained,
     partial_folder,
     state_path,
     write_share,
 )
-from ds_train.engine.engine import Engine, State
+from ds_train.engine.engine import Engine
+from ds_train.engine.piece import State
 from ds_train.errors import CheckpointError, quoted
 from ds_train.model.adapter import ADAPTER_WEIGHTS
 from ds_train.paths import RunPaths
@@ -50,16 +52,17 @@ def rehearse_save(
     began, ranks = time.monotonic(), engine.ranks
     final = paths.checkpoints / "rehearsal"
     folder = partial_folder(final)
-    tensors, trained = collect(engine, keep_all_params=write_extra is not None)
+    share = collect(engine)
+    trained = gather_trained(engine) if write_extra is not None else {}
     fault = ""
     ranks.barrier()  # rank 0 may still be removing what a killed save has left
 
     def write() -> None:
-        write_share(folder, tensors, trained, ranks, write_extra)
+        write_share(folder, share, trained, ranks, write_extra)
 
     def compare() -> None:
         nonlocal fault
-        fault = _difference(state_path(folder, ranks.rank), tensors)
+        fault = _difference(state_path(folder, ranks.rank), share.tensors)
         if ranks.is_main and write_extra is not None:
             fault = fault or _adapter_fault(folder / ADAPTER_WEIGHTS, trained)
 
@@ -88,7 +91,7 @@ def _difference(path: Path, tensors: State) -> str:
                 f"save rehearsal: {quoted(path)} has other tensors than the run ({min(missing)})."
             )
         for key, tensor in tensors.items():
-            if not _same_bits(file.get_tensor(key), tensor):
+            if not _same_bits(file.get_tensor(key), tensor.float().cpu()):
                 return (
                     f"save rehearsal: {key} reads back from {quoted(path.parent)} with other "
                     "values than were written. That file system can't be trusted; choose another "

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -82,14 +82,22 @@ class WeightFiles:
             return file.get_tensor(key)
 
 
-def write_shard(path: Path, specs: Sequence[TensorSpec], make: Callable[[str], Tensor]) -> None:
+def write_shard(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    make: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a safetensors file; `make(key)` gives each tensor, which is cast to its spec's dtype.
+
+    Args:
+        metadata: beside the usual entry of the header.
 
     Raises ValueError when a tensor has not the shape that was announced.
     """
     # Wide types first, so that every tensor begins at a multiple of its element size.
     ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for spec in ordered:
         header[spec.key] = {

@@ -1,10 +1,11 @@
 """Checkpoints that resume on any number of ranks and at any ZeRO stage.
 
-A checkpoint is a folder with the fp32 weights and optimizer tensors of what trains, each
-parameter whole and under its own name, dealt over the ranks' files by size:
+A checkpoint is a folder with the fp32 weights and optimizer tensors of what trains, under the names
+of their parameters. Each rank writes what it holds, so nothing is sent; at stage 0, where all hold
+everything, parameters are dealt over them by size:
 
     step-00000050/
-      state/rank-00000.safetensors   "<parameter>|param", "<parameter>|exp_avg", ...
+      state/rank-00000.safetensors   "<parameter>|param", ..., or parts of them: see `pieces.py`
       adapter_config.json, adapter_model.safetensors      for PEFT methods; plain PEFT reads them
       checkpoint.json                what it belongs to; its presence says that all is there
       SHA256SUMS                     checksums of these, read back from the disk
@@ -18,27 +19,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
-from torch import nn
 
 from ds_train.checkpoint.checksums import checksummed_files, digest, write_checksums
 from ds_train.checkpoint.folder import (
     FACTS,
-    SEPARATOR,
     CheckpointFacts,
     complete_checkpoints,
     pointed_at,
-    read_parameter,
-    state_places,
 )
-from ds_train.engine.engine import Engine, State
+from ds_train.checkpoint.pieces import Share, StateFiles, save_share
+from ds_train.engine.engine import Engine
+from ds_train.engine.piece import State
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import CheckpointError, quoted
-from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths, replace_text, sync_folder
 from ds_train.units import format_bytes
 
@@ -64,11 +62,12 @@ def save_checkpoint(
     ranks = engine.ranks
     final = paths.checkpoint(facts.step)
     partial = partial_folder(final)
-    tensors, trained = collect(engine, keep_all_params=write_extra is not None)
+    share = collect(engine)
+    trained = gather_trained(engine) if write_extra is not None else {}
     written: dict[str, str] = {}
 
     def write() -> None:
-        write_share(partial, tensors, trained, ranks, write_extra)
+        write_share(partial, share, trained, ranks, write_extra)
         written[share_of(ranks.rank)] = digest(state_path(partial, ranks.rank))
 
     def finish() -> None:
@@ -104,7 +103,7 @@ def partial_folder(final: Path) -> Path:
 
 def write_share(
     folder: Path,
-    tensors: State,
+    share: Share,
     trained: State,
     ranks: Ranks,
     write_extra: Callable[[Path, State], None] | None,
@@ -112,7 +111,7 @@ def write_share(
     """This rank's file of a checkpoint, and on rank 0 what lies beside them all."""
     path = state_path(folder, ranks.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors)
+    save_share(path, share)
     if ranks.is_main and write_extra is not None:
         write_extra(folder, trained)
 
@@ -140,21 +139,30 @@ def all_or_nothing(act: Callable[[], None], ranks: Ranks, partial: Path, final: 
         raise CheckpointError(write_failure(final, reason))
 
 
-def collect(engine: Engine, *, keep_all_params: bool) -> tuple[State, State]:
-    """This rank's share of the state, and on rank 0 every trained weight if it is wanted."""
-    ranks = engine.ranks
-    mine: State = {}
+def collect(engine: Engine) -> Share:
+    """This rank's share of the state: views of the optimizer's memory, copies of what is on NVMe.
+
+    No collective. The views are good until the next update.
+    """
+    ranks, states = engine.ranks, engine.states
+    share, load = Share(), [0] * ranks.world_size
+    for piece in states.pieces():
+        if not states.are_shared_out:
+            owner = load.index(min(load))
+            load[owner] += sum(tensor.numel() for tensor in piece.tensors.values())
+            if owner != ranks.rank:
+                continue
+        share.add(piece if states.stay_in_place else piece.copy())
+    return share
+
+
+def gather_trained(engine: Engine) -> State:
+    """Name -> fp32 weight of all that trains, on rank 0; empty elsewhere. A collective call."""
     trained: State = {}
-    load = [0] * ranks.world_size
-    for name, state in engine.read_states():
-        owner = load.index(min(load))
-        load[owner] += sum(tensor.numel() for tensor in state.values())
-        if owner == ranks.rank:
-            for key, tensor in state.items():
-                mine[f"{name}{SEPARATOR}{key}"] = tensor.contiguous()
-        if keep_all_params and ranks.is_main:
-            trained[name] = state["param"]
-    return mine, trained
+    for name, weight in engine.states.whole_params():
+        if engine.ranks.is_main:
+            trained[name] = weight
+    return trained
 
 
 def write_failure(folder: Path, reason: str) -> str:
@@ -212,20 +220,21 @@ def load_checkpoint(folder: Path, engine: Engine, facts: CheckpointFacts) -> Non
     Raises:
         CheckpointError: a file is missing or damaged, or a parameter has no saved state.
     """
-    places = state_places(folder, facts)
-    names = [name for name, _ in engine.trainable()]
-    absent = [name for name in names if name not in places]
-    if absent or len(places) != len(names):
-        surplus = sorted(set(places) - set(names))
+    saved = StateFiles(folder, facts)
+    shapes = {name: tuple(engine.states.shape(one)) for name, one in engine.trainable()}
+    absent = [name for name in shapes if name not in saved.names]
+    if absent or len(saved.names) != len(shapes):
+        surplus = sorted(saved.names - set(shapes))
         raise CheckpointError(
-            f"{quoted(folder)} does not belong to this recipe: {len(absent)} of {len(names)} "
+            f"{quoted(folder)} does not belong to this recipe: {len(absent)} of {len(shapes)} "
             f"trained parameters are not in it ({', '.join(absent[:3]) or 'none'}), and it has "
             f"{len(surplus)} others ({', '.join(surplus[:3]) or 'none'})."
         )
-
-    def states() -> Iterator[tuple[nn.Parameter, State]]:
-        for name, parameter in engine.trainable():
-            yield parameter, read_parameter(*places[name])
-
-    engine.write_states(states(), facts.num_updates)
+    for name, shape in shapes.items():
+        if saved.shape(name) != shape:
+            raise CheckpointError(
+                f"{quoted(folder)} does not belong to this recipe: its {name} has the shape "
+                f"{saved.shape(name)}, and the run's has {shape}."
+            )
+    engine.write_states(saved, facts.num_updates)
     engine.loss_scale = facts.loss_scale

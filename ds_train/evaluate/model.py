@@ -22,7 +22,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from ds_train.checkpoint.folder import find_checkpoint, read_facts, read_parameter, state_places
+from ds_train.checkpoint.folder import find_checkpoint
+from ds_train.checkpoint.pieces import StateFiles
 from ds_train.config.files import looks_like_path
 from ds_train.config.load import load_recipe
 from ds_train.config.model import ModelConfig
@@ -180,13 +181,13 @@ def _with_adapter(model: nn.Module, folder: Path) -> nn.Module:
 def _put_state(model: nn.Module, checkpoint: Path) -> None:
     """Copy the trained fp32 parameters of a checkpoint over the base's."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    places = state_places(checkpoint, read_facts(checkpoint))
-    strangers = sorted(places.keys() - parameters.keys())
+    saved = StateFiles(checkpoint)
+    strangers = sorted(saved.names - parameters.keys())
     if strangers:
         raise CheckpointError(
             f"{quoted(checkpoint)}: {len(strangers)} of its parameters are not in the model "
             f"({', '.join(strangers[:3])}). Is model.name_or_path still the model of the run?"
         )
     with torch.no_grad():
-        for name, (path, _) in places.items():
-            parameters[name].copy_(read_parameter(path, [f"{name}|param"])["param"])
+        for name in saved.names:
+            parameters[name].copy_(saved.read(name))

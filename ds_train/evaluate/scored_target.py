@@ -86,7 +86,7 @@ def world_here(processes: int, device: str | None) -> World:
 
 def _as_rank(work: Callable[[Ranks], None]) -> int:
     # it takes seconds to import DeepSpeed, and only ranks need it
-    from ds_train.engine.engine import start_process_group, stop_process_group
+    from ds_train.engine.process_group import start_process_group, stop_process_group
 
     ranks = Ranks.from_environment()
     start_process_group(ranks)
@@ -102,7 +102,7 @@ def open_scorer(
     """(what scores requests with the model, its tokenizer); a collective call."""
     device = target.device or str(ranks.device)
     if target.zero == 3:
-        from ds_train.engine.engine import shard_for_inference
+        from ds_train.engine.inference import shard_for_inference
 
         model, tokenizer = load_for_inference(found, dtype=target.dtype, device="cpu", say=say)
         dtype = target.dtype or found.model.dtype

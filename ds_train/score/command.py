@@ -73,7 +73,7 @@ def score_as_rank(recipe: str, overrides: Sequence[str]) -> int:
     """What each of several processes does: score with the models, store, and say nothing else."""
     stop_with_launcher()
     # 2 s to import, and only ranks need it
-    from ds_train.engine.engine import start_process_group, stop_process_group
+    from ds_train.engine.process_group import start_process_group, stop_process_group
 
     config = _load(recipe, overrides)
     ranks = Ranks.from_environment()

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from ds_train.config.adapter import VIRTUAL_TOKEN_METHODS
 from ds_train.config.run import RunConfig
-from ds_train.engine.engine import sharded_loading
+from ds_train.engine.build import sharded_loading
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import ModelError
 from ds_train.model.adapter import choose_trainable, untied_modules

@@ -20,7 +20,7 @@ from ds_train.curriculum.plan import find_scores
 from ds_train.data.loader import prefetch
 from ds_train.data.prepare import open_data
 from ds_train.data.quarantine import read_rollbacks
-from ds_train.engine.engine import start_process_group, stop_process_group
+from ds_train.engine.process_group import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import quoted
 from ds_train.launch import marks

@@ -20,7 +20,9 @@ import torch
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch
-from ds_train.engine.engine import Engine, build_engine, start_process_group, stop_process_group
+from ds_train.engine.build import build_engine
+from ds_train.engine.engine import Engine
+from ds_train.engine.process_group import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
 from ds_train.launch.guard import die_with_parent

@@ -29,7 +29,6 @@ class Saving:
         self._run, self._say = run, say
         self._step: int | None = run.start.step or None
         self._behind: BackgroundSave | None = None
-        self._waited_seconds = 0.0
 
     def save(
         self, facts: CheckpointFacts, *, in_background: bool = False, again: bool = False
@@ -49,11 +48,10 @@ class Saving:
         facts = replace(facts, num_updates=run.engine.num_updates, loss_scale=run.engine.loss_scale)
         self.finish()
         self._step = facts.step
-        began = time.perf_counter()
         if in_background:
             self._behind = BackgroundSave(run.paths, run.engine, facts, run.write_extra)
-            self._waited_seconds = time.perf_counter() - began
         else:
+            began = time.perf_counter()
             folder = save_checkpoint(run.paths, run.engine, facts, run.write_extra)
             self._written(folder, time.perf_counter() - began)
         return facts
@@ -69,10 +67,9 @@ class Saving:
         """Wait for the checkpoint that is being written, if there is one; a collective call."""
         if self._behind is not None:
             marks.begin(f"waiting for {self._behind.folder.name}")
-            began = time.perf_counter()
-            folder = self._behind.join()
-            self._behind = None
-            self._written(folder, self._waited_seconds + time.perf_counter() - began)
+            behind, self._behind = self._behind, None
+            folder = behind.join()
+            self._written(folder, behind.waited_seconds)
 
     def run_has_failed(self) -> None:
         """Let what is being written come to its end, for a moment; no collective any more."""

@@ -15,7 +15,7 @@ from ds_train.curriculum.report import Reporting, has_report
 from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.prepare import PreparedData
-from ds_train.engine.engine import build_engine, offloads_optimizer
+from ds_train.engine.build import build_engine, offloads_optimizer
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import ConfigError, quoted
 from ds_train.model.head import LanguageModel

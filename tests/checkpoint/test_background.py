@@ -5,20 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from saved import State, StatesOnly, save
+from saved import StatesOnly, save
 
 from ds_train.checkpoint import state
 from ds_train.checkpoint.background import BackgroundSave
 from ds_train.checkpoint.checksums import find_damage
 from ds_train.checkpoint.folder import CheckpointFacts, latest_checkpoint
+from ds_train.checkpoint.pieces import Share, StateFiles, save_share
+from ds_train.engine.piece import Piece, State
 from ds_train.errors import CheckpointError
-from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths
 
 
@@ -28,8 +29,8 @@ class LiveEngine(StatesOnly):
     def __init__(self) -> None:
         self.live = torch.ones(5)
 
-    def read_states(self) -> Iterator[tuple[str, State]]:
-        yield "a.weight", {"param": self.live}
+    def pieces(self) -> Iterator[Piece]:
+        yield Piece("a.weight", (5,), 0, {"param": self.live})
 
 
 @pytest.fixture
@@ -44,14 +45,15 @@ def begin(paths: RunPaths, engine: Any, write_extra: Any = None) -> BackgroundSa
 def test_later_steps_do_not_get_into_it(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = Event()
 
-    def save_late(path: Path, tensors: State) -> None:
+    def save_late(path: Path, share: Share) -> None:
         assert go_on.wait(30)
-        save_tensors(path, tensors)
+        save_share(path, share)
 
-    monkeypatch.setattr(state, "save_tensors", save_late)
+    monkeypatch.setattr(state, "save_share", save_late)
     older = save_and_restore(paths, monkeypatch)
     engine, seen = LiveEngine(), {}
     saving = begin(paths, engine, lambda folder, trained: seen.update(trained))
+    engine.before_update()
     engine.live.fill_(2)  # the next step
     assert latest_checkpoint(paths) == older
     go_on.set()
@@ -62,12 +64,49 @@ def test_later_steps_do_not_get_into_it(paths: RunPaths, monkeypatch: pytest.Mon
     assert sorted(path.name for path in (folder / "state").iterdir()) == ["rank-00000.safetensors"]
 
 
+def test_an_update_waits_for_the_copy_only(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes before it do not wait, and it does not wait for the disk."""
+    copy_now, write_now, updated = Event(), Event(), Event()
+    copy = Share.copy_to_host
+
+    def copy_late(share: Share) -> None:
+        assert copy_now.wait(30)
+        copy(share)
+
+    def save_late(path: Path, share: Share) -> None:
+        assert write_now.wait(30)
+        save_share(path, share)
+
+    monkeypatch.setattr(Share, "copy_to_host", copy_late)
+    monkeypatch.setattr(state, "save_share", save_late)
+    engine = LiveEngine()
+    saving = begin(paths, engine)
+
+    def update() -> None:
+        engine.before_update()
+        engine.live.fill_(2)
+        updated.set()
+
+    updating = Thread(target=update)
+    updating.start()
+    assert not updated.wait(0.2)
+    copy_now.set()
+    assert updated.wait(30) and latest_checkpoint(paths) is None
+    write_now.set()
+    folder = saving.join()
+    updating.join()
+    assert StateFiles(folder).read("a.weight").tolist() == [1.0] * 5
+    assert saving.waited_seconds > 0.2
+
+
 def save_and_restore(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An older checkpoint, written at once."""
-    slow = state.save_tensors
-    monkeypatch.setattr(state, "save_tensors", save_tensors)
+    slow = state.save_share
+    monkeypatch.setattr(state, "save_share", save_share)
     folder = save(paths, 1)
-    monkeypatch.setattr(state, "save_tensors", slow)
+    monkeypatch.setattr(state, "save_share", slow)
     return folder
 
 
@@ -76,10 +115,10 @@ def test_a_full_disk_is_raised_when_it_is_waited_for(
 ) -> None:
     older = save(paths, 1)
 
-    def full(path: Path, tensors: State) -> None:
+    def full(path: Path, share: Share) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state, "save_tensors", full)
+    monkeypatch.setattr(state, "save_share", full)
     saving = begin(paths, StatesOnly())
     with pytest.raises(CheckpointError, match=r"step-00000007 could not be written .*No space"):
         saving.join()
@@ -92,7 +131,7 @@ def test_another_ranks_failure_is_known_to_rank_0(
     """Its thread does not wait for a share that will not come: the disk is full for notes too."""
 
     class TwoRanks:
-        rank, world_size, is_main = 0, 2, True
+        rank, world_size, is_main, device = 0, 2, True, torch.device("cpu")
 
         def barrier(self) -> None:
             pass

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from saved import State, StatesOnly, save
+from saved import StatesOnly, save
 
 from ds_train.checkpoint import rehearse, state
+from ds_train.checkpoint.pieces import Share, save_share
 from ds_train.checkpoint.rehearse import rehearse_save
+from ds_train.engine.piece import State
 from ds_train.errors import CheckpointError
-from ds_train.model.write import save_tensors
 from ds_train.paths import RunPaths
 
 
@@ -49,20 +50,21 @@ def test_it_says_what_it_found_and_leaves_nothing(paths: RunPaths, write_extra: 
 def test_a_file_system_that_changes_values(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_otherwise(path: Path, tensors: State) -> None:
-        save_tensors(path, {**tensors, "b.weight|exp_avg": torch.zeros(7)})
+    def save_otherwise(path: Path, share: Share) -> None:
+        save_share(path, Share({**share.tensors, "b.weight|exp_avg": torch.zeros(7)}))
 
-    monkeypatch.setattr(state, "save_tensors", save_otherwise)
+    monkeypatch.setattr(state, "save_share", save_otherwise)
     with pytest.raises(CheckpointError, match=r"b\.weight\|exp_avg reads back .* other values"):
         rehearsed(paths)
     assert list(paths.checkpoints.iterdir()) == []
 
 
 def test_a_tensor_that_is_not_written(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save_less(path: Path, tensors: State) -> None:
-        save_tensors(path, {key: one for key, one in tensors.items() if key != "a.weight|param"})
+    def save_less(path: Path, share: Share) -> None:
+        fewer = {key: one for key, one in share.tensors.items() if key != "a.weight|param"}
+        save_share(path, Share(fewer))
 
-    monkeypatch.setattr(state, "save_tensors", save_less)
+    monkeypatch.setattr(state, "save_share", save_less)
     with pytest.raises(
         CheckpointError, match=r"has other tensors than the run \(a\.weight\|param\)"
     ):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ds_train.checkpoint.folder import complete_checkpoints, read_parameter, state_places
-from ds_train.checkpoint.folder import read_facts as facts_of
+from ds_train.checkpoint.folder import complete_checkpoints
+from ds_train.checkpoint.pieces import StateFiles
 from ds_train.model.tiny import save_tiny
 from ds_train.paths import RunPaths
 
@@ -147,7 +147,5 @@ def test_arms_of_a_seed_start_from_the_same_weights(recipe: Path) -> None:
 def parameter(run: Path) -> list[float]:
     """Some weights of a run's last checkpoint."""
     folder = complete_checkpoints(RunPaths(run))[-1]
-    path, _ = state_places(folder, facts_of(folder))["model.embed_tokens.weight"]
-    tensor = read_parameter(path, ["model.embed_tokens.weight|param"])["param"]
-    numbers: list[float] = tensor[5].tolist()
+    numbers: list[float] = StateFiles(folder).read("model.embed_tokens.weight")[5].tolist()
     return numbers

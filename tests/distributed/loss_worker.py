@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ds_train.config.run import RunConfig
 from ds_train.data.batch import Batch
-from ds_train.engine.engine import Engine, build_engine
+from ds_train.engine.build import build_engine
+from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks
 from ds_train.model.adapter import choose_trainable
 from ds_train.model.head import LanguageModel
@@ -69,6 +70,19 @@ def compared(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, floa
     return {"ratio": ratio.item(), "error": ((one - other).norm() / other.norm()).item()}
 
 
+def whole_moments(engine: Engine) -> dict[str, Tensor]:
+    """Adam's first moments, whole on every rank."""
+    whole = {
+        name: torch.zeros(engine.states.shape(parameter)) for name, parameter in engine.trainable()
+    }
+    for piece in engine.states.pieces():
+        part = piece.tensors["exp_avg"].view(-1)
+        whole[piece.name].view(-1)[piece.start : piece.start + len(part)] = part
+    if not engine.states.are_shared_out:
+        return whole
+    return {name: engine.ranks.sum(moment) for name, moment in whole.items()}
+
+
 def one_step(item: dict[str, Any], plan_file: Path, ranks: Ranks) -> dict[str, Any]:
     config = RunConfig.model_validate(item["recipe"])
     engine = engine_of(config, item["kind"], ranks)
@@ -83,7 +97,7 @@ def one_step(item: dict[str, Any], plan_file: Path, ranks: Ranks) -> dict[str, A
         stop=False,
     )
     keep = 1 - config.train.adam_beta1
-    got = {name: state["exp_avg"] / keep for name, state in engine.read_states()}
+    got = {name: moment / keep for name, moment in whole_moments(engine).items()}
     exact = torch.load(plan_file.parent.parent / f"truth-{item['kind']}-{item['masked']}.pt")
     head = cases.head_of(item["kind"])
     result = {"loss": step.loss, "evaluation": evaluation.loss}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ds_train.engine.engine import start_process_group, stop_process_group
+from ds_train.engine.process_group import start_process_group, stop_process_group
 from ds_train.engine.ranks import Ranks
 
 

@@ -17,9 +17,8 @@ from ds_train.checkpoint.folder import (
     chosen_checkpoint,
     latest_checkpoint,
     read_facts,
-    read_parameter,
-    state_places,
 )
+from ds_train.checkpoint.pieces import StateFiles
 from ds_train.paths import RunPaths
 from ds_train.report.record import EvaluationRecord, read_records
 
@@ -128,10 +127,10 @@ def test_the_untrained_model_can_be_the_best_one(two: Results, inputs: Path, run
     paths = RunPaths(inputs / "runs" / run)
     chosen = chosen_checkpoint(paths)
     assert chosen is not None and read_facts(chosen).step == 0
-    places = state_places(chosen, read_facts(chosen))
+    saved = StateFiles(chosen)
     base = load_file(str(inputs / "model" / "model.safetensors"))
-    for name, (path, _) in places.items():
-        assert torch.equal(read_parameter(path, [f"{name}|param"])["param"], base[name])
+    for name in saved.names:
+        assert torch.equal(saved.read(name), base[name])
 
 
 def test_saving_an_untrained_optimizer_changes_nothing(one: Results) -> None:

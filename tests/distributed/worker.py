@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from ds_train.checkpoint import state
+from ds_train.checkpoint.pieces import save_share
 from ds_train.config.run import RunConfig
 from ds_train.curriculum.plan import find_scores
 from ds_train.curriculum.scores import ScoreBook
 from ds_train.data.prepare import PreparedData, prepare_data
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import DsTrainError
-from ds_train.model.write import save_tensors
 from ds_train.report.communication import CommunicationRecord
 from ds_train.report.record import (
     EvaluationRecord,
@@ -66,13 +66,13 @@ class StopAfter(StopRequest):
 
 
 def fill_disk_at(write: int, ranks: Ranks) -> Callable[..., None]:
-    """A `save_tensors` that meets a full disk at its n-th call, on the last rank only."""
+    """A `save_share` that meets a full disk at its n-th call, on the last rank only."""
     calls = iter(range(1, 1000))
 
     def save(*args: Any) -> None:
         if next(calls) == write and ranks.rank == ranks.world_size - 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_tensors(*args)
+        save_share(*args)
 
     return save
 
@@ -150,9 +150,9 @@ def delivered_rows(run: Run) -> list[list[list[int]]]:
 def one_training(item: dict[str, Any], plan_file: Path, ranks: Ranks) -> dict[str, Any]:
     """One item of the plan."""
     config = RunConfig.model_validate(item["recipe"])
-    state.save_tensors = save_tensors
+    state.save_share = save_share
     if "disk_full_at" in item:
-        state.save_tensors = fill_disk_at(item["disk_full_at"], ranks)
+        state.save_share = fill_disk_at(item["disk_full_at"], ranks)
     return train(item, config, ranks)
 
 
