@@ -19,13 +19,16 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import yaml
 
 HERE = Path(__file__).resolve().parent
-ROUNDS, STEPS = 2, 20
+ROUNDS, STEPS, EVERY = 2, 40, 10
+NUM_FOLLOWING = 4
+"""Steps after a checkpoint that are looked at."""
 SIZES = {
     "small": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 12},
     "large": {"hidden_size": 512, "intermediate_size": 2304, "num_hidden_layers": 12},
@@ -44,8 +47,20 @@ def write_inputs(work: Path) -> None:
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(work: Path, size: str, number: int, *, background: bool) -> list[float]:
-    """Seconds that one run waited for each checkpoint but the last."""
+@dataclass
+class Seconds:
+    """Of several runs."""
+
+    waited: list[float] = field(default_factory=list)
+    """For each checkpoint but the last ones."""
+    following: list[float] = field(default_factory=list)
+    """The steps right after these, with what they waited for a copy."""
+    other: list[float] = field(default_factory=list)
+    """All other steps but the first two."""
+
+
+def run(work: Path, size: str, number: int, seconds: Seconds, *, background: bool) -> None:
+    """One run of the tool."""
     folder = work / f"{size}-{number}-{'behind' if background else 'at once'}"
     recipe = {
         "output_dir": str(folder),
@@ -57,7 +72,7 @@ def run(work: Path, size: str, number: int, *, background: bool) -> list[float]:
             "cache_dir": str(work / "cache"),
         },
         "train": {"global_batch_size": 8, "per_device_train_batch_size": 4, "max_steps": STEPS},
-        "checkpoint": {"every": "5 steps", "background": background, "rehearse": False},
+        "checkpoint": {"every": f"{EVERY} steps", "background": background, "rehearse": False},
         "report": {"progress": "plain"},
         "cluster": {"processes_per_node": 2},
     }
@@ -69,7 +84,13 @@ def run(work: Path, size: str, number: int, *, background: bool) -> list[float]:
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     found = re.findall(r"^checkpoint: .*step-0*(\d+), waited ([\d.]+) s$", done.stderr, re.M)
-    return [float(seconds) for step, seconds in found if int(step) < STEPS]
+    seconds.waited += [float(waited) for step, waited in found if int(step) < STEPS]
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(text)
+        if record["type"] == "step" and record["step"] > 2:
+            number, place = divmod(record["step"] - 1, EVERY)
+            follows = number > 0 and place < NUM_FOLLOWING
+            (seconds.following if follows else seconds.other).append(record["seconds"])
 
 
 def main() -> None:
@@ -83,22 +104,26 @@ def main() -> None:
         "# What a run waits for its checkpoints",
         "",
         f"{datetime.date.today()}; {platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores; {ROUNDS} runs each in turns, {STEPS // 5 - 1} checkpoints a run.",
+        f"{os.cpu_count()} cores; {ROUNDS} runs each in turns, {STEPS // EVERY - 1} checkpoints a "
+        f"run. Copies and writes take their share of the cores on which the {NUM_FOLLOWING} steps "
+        "after a checkpoint are computed.",
         "",
-        "| model (state is three times as large) | saved | waited, median | least | most |",
-        "|---|---|---:|---:|---:|",
+        "| model (state is three times as large) | saved | waited, median | least | most "
+        "| steps after it, mean | other steps, mean |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for size in SIZES:
         megabytes = sum(file.stat().st_size for file in (work / size).glob("*.safetensors")) / 1e6
-        waits: dict[bool, list[float]] = {False: [], True: []}
+        found = {False: Seconds(), True: Seconds()}
         for number in range(ROUNDS):
             for background in (number % 2 == 0, number % 2 == 1):
-                waits[background] += run(work, size, number, background=background)
-        for background, seconds in waits.items():
+                run(work, size, number, found[background], background=background)
+        for background, seconds in found.items():
             how = "behind the steps" if background else "at once"
             lines.append(
-                f"| {megabytes:.0f} MB | {how} | {median(seconds):.2f} s | {min(seconds):.2f} s | "
-                f"{max(seconds):.2f} s |"
+                f"| {megabytes:.0f} MB | {how} | {median(seconds.waited):.2f} s | "
+                f"{min(seconds.waited):.2f} s | {max(seconds.waited):.2f} s | "
+                f"{mean(seconds.following):.3f} s | {mean(seconds.other):.3f} s |"
             )
     text = "\n".join(lines) + "\n"
     (HERE / "results" / "save_stall.md").write_text(text)
