@@ -22,7 +22,7 @@ class CheckpointConfig(Section):
     room for those to come, and remove it."""
 
     background: bool = False
-    """Write the checkpoints that `every` asks for while the run goes on: the state is copied to host
-    memory (12 bytes a parameter that trains, dealt over the ranks) beside the forward and backward
-    passes that follow, and only the update after them waits, should the copy not be complete. The
-    best one and the last one are waited for."""
+    """Write the checkpoints that `every` asks for while the run goes on. The state is copied to the
+    host's memory (12 bytes a parameter that trains, dealt over the ranks) beside the forward and
+    backward passes that follow; only the update after them waits, should the copy not be complete.
+    The best one and the last one are waited for."""
