@@ -8,7 +8,7 @@ Everything is fp32. Whoever reads asks for the elements that it wants, in whatev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -35,6 +35,8 @@ class Share:
     """Key in the file -> its values, of any dtype and on any device, perhaps views."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of the whole parameters of which there is a part only."""
+    on_write: Callable[[], None] = lambda: None
+    """Called before each tensor that is written."""
 
     def add(self, piece: Piece) -> None:
         """Take it up as it is, without a copy."""
@@ -55,8 +57,12 @@ class Share:
 def save_share(path: Path, share: Share) -> None:
     """Write a rank's file, one tensor in memory at a time; on return it is on disk."""
     specs = [TensorSpec(k, torch.float32, tuple(t.shape)) for k, t in share.tensors.items()]
-    metadata = {_SHAPES: json.dumps(share.shapes)}
-    write_shard(path, specs, lambda key: share.tensors[key].cpu(), metadata)
+
+    def value(key: str) -> Tensor:
+        share.on_write()
+        return share.tensors[key].cpu()
+
+    write_shard(path, specs, value, {_SHAPES: json.dumps(share.shapes)})
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from ds_train.engine.engine import Engine
 from ds_train.engine.piece import State
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import CheckpointError, quoted
+from ds_train.launch.marks import tick
 from ds_train.paths import RunPaths, replace_text, sync_folder
 from ds_train.units import format_bytes
 
@@ -63,6 +64,7 @@ def save_checkpoint(
     final = paths.checkpoint(facts.step)
     partial = partial_folder(final)
     share = collect(engine)
+    share.on_write = tick  # a large share on a slow disk is no hang
     trained = gather_trained(engine) if write_extra is not None else {}
     written: dict[str, str] = {}
 

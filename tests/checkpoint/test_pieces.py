@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from saved import save
 
+from ds_train.checkpoint import state
 from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.checkpoint.pieces import Share, StateFiles, save_share
 from ds_train.engine.piece import Piece
 from ds_train.errors import CheckpointError
+from ds_train.paths import RunPaths
 
 SHAPE = (6, 4)
 WEIGHT = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
@@ -38,6 +41,7 @@ def write(folder: Path, cuts: list[int]) -> StateFiles:
     return StateFiles(folder, facts(len(ends) - 1))
 
 
+@settings(deadline=None, max_examples=40)  # each writes to the disk
 @given(
     st.lists(st.integers(0, 24), max_size=4).map(sorted),
     st.tuples(st.integers(0, 24), st.integers(0, 24)).map(sorted),
@@ -65,6 +69,15 @@ def test_16_bit_states_are_stored_in_fp32(tmp_path: Path) -> None:
     save_share(tmp_path / "a.safetensors", share)
     stored = load_file(str(tmp_path / "a.safetensors"))["w|param|8"]
     assert torch.equal(stored, WEIGHT.view(-1)[8:12].bfloat16().float())
+
+
+def test_each_tensor_that_is_written_is_a_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks: list[None] = []
+    monkeypatch.setattr(state, "tick", lambda: ticks.append(None))
+    save(RunPaths(tmp_path / "run"), 1)
+    assert len(ticks) == 6  # two parameters, three tensors each
 
 
 def test_tensors_of_another_shape_than_the_parameter(tmp_path: Path) -> None:
