@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ds_train.commands.common import Commands, add_command, add_recipe_arguments
+from ds_train.commands.values import count
 
 
 def add_parser(commands: Commands) -> None:
@@ -32,8 +33,16 @@ def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="free space of the output folder, as in 500GB; the checkpoints' if left out",
     )
-    parser.add_argument(
+    all_reduce = parser.add_mutually_exclusive_group()
+    all_reduce.add_argument(
         "--no-all-reduce", action="store_true", help="start no processes; a few seconds in all"
+    )
+    all_reduce.add_argument(
+        "--wait",
+        type=count,
+        default=40,
+        metavar="SECONDS",
+        help="for the all-reduce to start and end (default 40); more where importing torch is slow",
     )
 
 
@@ -47,4 +56,5 @@ def run(args: argparse.Namespace) -> int:
         json_file=args.json,
         need_disk=args.need_disk,
         all_reduce=not args.no_all_reduce,
+        wait_seconds=args.wait,
     )

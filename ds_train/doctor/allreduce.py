@@ -1,6 +1,6 @@
-"""A real all-reduce, and every pair of hosts by itself. Runs as a rank of the deepspeed launcher.
+"""A real all-reduce, and every pair of hosts by itself. Runs as a rank, started by host_ranks.py.
 
-usage: deepspeed ... --module ds_train.doctor.allreduce
+usage: python -m ds_train.doctor.allreduce JOIN_SECONDS    with RANK, WORLD_SIZE and so on
 
 One line `@@ds-train-allreduce {...}` from rank 0 says it all; each rank says `joined` first, so
 that those that never come can be named. torch only: importing deepspeed would be most of the time.
@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-MARK = "@@ds-train-allreduce "
+from ds_train.doctor.collective import MARK, SLOW
+
 SIZES = (8, 1 << 12, 1 << 16, 1 << 20, 1 << 23, 1 << 26)
 """Bytes, from what latency decides to what bandwidth decides."""
 PAIR_BYTES = 1 << 19
+_QUICK_SECONDS = 0.02
+Pair = tuple[int, int]
+"""Places of two hosts, the lower one first."""
 BUDGET_SECONDS = 6.0
 """For all sizes together: a slow network is not asked for its largest ones."""
-JOIN_SECONDS = 30.0
 
 
 def main() -> None:
     """Measure, and print the result on rank 0."""
+    join_seconds = float(sys.argv[1])
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
@@ -36,7 +42,7 @@ def main() -> None:
         torch.cuda.set_device(device)
     say({"joined": rank, "host": int(os.environ.get("CROSS_RANK", 0))})
     backend = "nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
+    dist.init_process_group(backend, timeout=timedelta(seconds=join_seconds))
     leaders = _leaders(world_size, device)
     ring = [measure(size, device) for size in _sizes(device)]
     pairs = measure_pairs(leaders, rank, device)
@@ -98,23 +104,56 @@ def _leaders(world_size: int, device: torch.device) -> list[int]:
 def measure_pairs(leaders: list[int], rank: int, device: torch.device) -> list[dict[str, float]]:
     """Bandwidth between every two hosts, one way, rounds of disjoint pairs at the same time.
 
+    Pairs that seem slow are looked at again, with fewer others beside them: hosts, or a switch, may
+    have been busy for a moment.
+
     Returns [{"a": host, "b": host, "bytes_per_second": slower of both ways}], whole on every rank.
     """
     num = len(leaders)
+    everyone = [(a, b) for a in range(num) for b in range(a + 1, num)]
+    seconds = _pair_seconds(dict.fromkeys(everyone, 3), leaders, rank, device)
+    for look in range(10):
+        if not (times := look_again(seconds, look)):
+            break
+        again = _pair_seconds(times, leaders, rank, device)
+        seconds |= {pair: min(seconds[pair], again[pair]) for pair in again}
+    return [
+        {"a": a, "b": b, "bytes_per_second": 2 * PAIR_BYTES / seconds[a, b]} for a, b in everyone
+    ]
+
+
+def look_again(seconds: Mapping[Pair, float], look: int) -> dict[Pair, int]:
+    """Pairs that seem slow -> how often to measure them in further look number `look`, from 0.
+
+    Those that take long are looked at twice more, once each; the others, which single wakings of
+    their processes can slow down, as long as there are looks.
+    """
+    best = min(seconds.values(), default=0.0)
+    return {
+        pair: 10 if taken < _QUICK_SECONDS else 1
+        for pair, taken in seconds.items()
+        if taken > SLOW * best and (look < 2 or taken < _QUICK_SECONDS)
+    }
+
+
+def _pair_seconds(
+    times: Mapping[Pair, int], leaders: list[int], rank: int, device: torch.device
+) -> dict[Pair, float]:
+    """Seconds of each pair for a message there and one back, the best of so many times; whole on
+    every rank."""
+    num = len(leaders)
     seconds = torch.zeros(num, num, dtype=torch.float64, device=device)
     for round_pairs in rounds(num):
-        for a, b in round_pairs:
+        played = [pair for pair in round_pairs if pair in times]
+        for a, b in played:
             if rank in (leaders[a], leaders[b]):
                 peer = leaders[b] if rank == leaders[a] else leaders[a]
-                taken = _both_ways(peer, rank < peer, device)
+                taken = _both_ways(peer, rank < peer, times[a, b], device)
                 seconds[a, b] = taken if rank == leaders[a] else 0.0
-        dist.barrier()
+        if played:
+            dist.barrier()
     dist.all_reduce(seconds)
-    return [
-        {"a": a, "b": b, "bytes_per_second": 2 * PAIR_BYTES / float(seconds[a, b])}
-        for a in range(num)
-        for b in range(a + 1, num)
-    ]
+    return {(a, b): float(seconds[a, b]) for a, b in times}
 
 
 def rounds(num: int) -> list[list[tuple[int, int]]]:
@@ -129,11 +168,11 @@ def rounds(num: int) -> list[list[tuple[int, int]]]:
     return found
 
 
-def _both_ways(peer: int, first: bool, device: torch.device) -> float:
-    """Seconds for one message there and one back: the best of three."""
+def _both_ways(peer: int, first: bool, times: int, device: torch.device) -> float:
+    """Seconds for one message there and one back: the best of some times."""
     tensor = torch.zeros(PAIR_BYTES, dtype=torch.uint8, device=device)
     best = float("inf")
-    for _ in range(3):
+    for _ in range(times):
         began = time.perf_counter()
         for sends in (first, not first):
             if sends:

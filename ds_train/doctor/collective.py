@@ -1,69 +1,28 @@
-"""Runs the all-reduce through the deepspeed launcher, and says which link or host is slow."""
+"""What the ranks of the all-reduce said, and which link or host is slow because of it."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from ds_train.doctor.finding import Finding, fail, note, ok, skipped
-from ds_train.units import format_bytes
+from ds_train.units import format_bytes, format_seconds
 
 MARK = "@@ds-train-allreduce "
 SLOW = 4.0
 """So many times slower than the fastest pair is a slow link."""
-LIMIT_SECONDS = 40.0
 
 
-def run_collective(
-    command: Sequence[str], environment: Mapping[str, str], seconds: float = LIMIT_SECONDS
-) -> dict[str, Any]:
-    """The measurement {"ring", "pairs", ...}; "joined": hosts that came; "error" or None."""
-    process = subprocess.Popen(
-        list(command),
-        env=dict(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        printed, _ = process.communicate(timeout=seconds)
-        error = None if process.returncode == 0 else _last_words(printed)
-    except subprocess.TimeoutExpired:
-        _end(process)
-        printed, _ = process.communicate()
-        error = f"did not end within {seconds:g} s"
-    except BaseException:
-        _end(process)
-        raise
-    return read_collective(printed, error)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """SIGTERM first: the launcher then ends its processes on the other hosts."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-            return
-
-
-def _last_words(printed: str) -> str:
+def last_words(printed: str) -> str:
     """The line that says most: an error's own, else the last one."""
     lines = [line.strip() for line in printed.splitlines() if line.strip() and MARK not in line]
     errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["the launcher failed"])[-1][:300]
+    return (errors or lines or ["ended without a word"])[-1][:300]
 
 
 def read_collective(printed: str, error: str | None) -> dict[str, Any]:
-    """What the ranks said, whatever pdsh and the launcher have written around it."""
+    """What the ranks said, whatever login shells have written around it."""
     joined: list[int] = []
     result: dict[str, Any] = {}
     for line in printed.splitlines():
@@ -82,13 +41,17 @@ def read_collective(printed: str, error: str | None) -> dict[str, Any]:
 
 def judge_collective(measured: Mapping[str, Any], hosts: Sequence[str]) -> Iterator[Finding]:
     """Findings about the all-reduce and each pair of hosts."""
+    if measured["failed"] is not None:
+        remedy = "see the findings above; NCCL_DEBUG=INFO in cluster.env says more"
+        yield fail("all-reduce", measured["error"], remedy, measured["failed"])
+        return
     if measured["error"] is not None:
         absent = [name for place, name in enumerate(hosts) if place not in measured["joined"]]
         if absent:
             text = f"{measured['error']}; the processes of these hosts never started"
             remedy = (
-                "start a Python there that imports torch, and see how long it takes; on a machine "
-                "with many hosts of a testbed, use fewer"
+                "start a Python there that imports torch, and see how long it takes; where a "
+                "shared folder is slow, or hosts share a machine, --wait 120 gives them more time"
             )
             yield fail("all-reduce", text, remedy, *absent)
         else:
@@ -98,7 +61,8 @@ def judge_collective(measured: Mapping[str, Any], hosts: Sequence[str]) -> Itera
     small, large = measured["ring"][0], measured["ring"][-1]
     yield ok(
         "all-reduce",
-        f"{measured['world_size']} ranks, {measured['backend']}: {1e6 * small['seconds']:,.0f} us "
+        f"{measured['world_size']} ranks, {measured['backend']}, started within "
+        f"{format_seconds(measured['start_seconds'])}: {1e6 * small['seconds']:,.0f} us "
         f"for {small['bytes']} bytes, {format_bytes(large['bus_bytes_per_second'])}/s a link at "
         f"{format_bytes(large['bytes'])}",
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +14,17 @@ from ds_train.config.cluster import ClusterConfig
 from ds_train.config.files import looks_like_path
 from ds_train.config.load import load_recipe
 from ds_train.config.run import RunConfig
-from ds_train.doctor.collective import judge_collective, run_collective, skip_collective
-from ds_train.doctor.finding import Finding, fail, skipped
+from ds_train.doctor.collective import judge_collective, skip_collective
+from ds_train.doctor.finding import Finding, skipped
 from ds_train.doctor.gather import LOCAL, HostReport, Needs, gather
 from ds_train.doctor.judge_machines import judge_machines
 from ds_train.doctor.judge_network import judge_network
+from ds_train.doctor.pdsh import check_pdsh
+from ds_train.doctor.ranks import HostRanks, rank_commands, run_collective
 from ds_train.doctor.table import as_json, bandwidth_lines, lines
 from ds_train.errors import ConfigError, ModelError
-from ds_train.launch.command import module_command, show_command
-from ds_train.launch.environment import env_file_text, remote_variables
+from ds_train.launch.command import free_port
+from ds_train.launch.environment import remote_variables
 from ds_train.launch.hostfile import Slots, filter_slots, read_hostfile
 from ds_train.paths import default_cache_dir
 from ds_train.plan.disk import disk_bytes
@@ -54,8 +54,12 @@ def doctor_command(
     json_file: str | None,
     need_disk: str | None,
     all_reduce: bool,
+    wait_seconds: float,
 ) -> int:
-    """Print the table; 0 where nothing failed, else 1. Raises ConfigError about the input."""
+    """Print the table; 0 where nothing failed, else 1. Raises ConfigError about the input.
+
+    `wait_seconds`: for the all-reduce, from the start of its processes to their end.
+    """
     subject = _subject(recipe, overrides, hostfile, need_disk)
     _check_json(json_file)
     began = time.monotonic()
@@ -63,7 +67,7 @@ def doctor_command(
     findings = [*judge_network(reports, subject.needs), *judge_machines(reports, subject.needs)]
     measured = None
     if all_reduce:
-        found, measured = _measure(subject, reports, findings)
+        found, measured = _measure(subject, reports, findings, wait_seconds)
         findings += found
     else:
         findings.append(skipped("all-reduce", "not asked for"))
@@ -152,7 +156,10 @@ def _check_json(json_file: str | None) -> None:
 
 
 def _measure(
-    subject: Subject, reports: Sequence[HostReport], findings: Sequence[Finding]
+    subject: Subject,
+    reports: Sequence[HostReport],
+    findings: Sequence[Finding],
+    seconds: float,
 ) -> tuple[list[Finding], dict[str, Any] | None]:
     """The all-reduce, among the hosts that have no fault that would make it hang."""
     blocked = {
@@ -164,36 +171,29 @@ def _measure(
     rest = [report for report in reports if report.answers and report.name not in blocked]
     if len(rest) < min(2, len(reports)):
         return [skip_collective(sorted(blocked))], None
-    if len(rest) > 1 and shutil.which("pdsh") is None:
-        text = "is not installed here, and the deepspeed launcher reaches other hosts through it"
-        return [fail("pdsh", text, "install pdsh (apt-get install pdsh)")], None
     num_here = _num_processes(rest[0], subject)
     if len(reports) == 1 and num_here < 2:
         return [skipped("all-reduce", "a run has one process here")], None
-    with tempfile.TemporaryDirectory(prefix="ds-train-doctor-") as folder:
-        environment = dict(os.environ)
-        hostfile = None
-        if subject.slots:
-            hostfile = Path(folder) / "hostfile"
-            hostfile.write_text(
-                "".join(f"{r.name} slots={_num_processes(r, subject)}\n" for r in rest)
-            )
-            variables = Path(folder) / "env"
-            variables.write_text(env_file_text(subject.cluster.env, os.environ))
-            environment["DS_ENV_FILE"] = str(variables)
-        environment |= subject.cluster.env
-        if not _has_gpus(rest[0]):
-            environment.setdefault("DS_ACCELERATOR", "cpu")
-        command = module_command(
-            "ds_train.doctor.allreduce",
-            hostfile=None if hostfile is None else str(hostfile),
-            num_processes=num_here,
-            ssh_port=subject.cluster.ssh_port,
-        )
-        print(f"all-reduce: {show_command(command)}", flush=True)
-        measured = run_collective(command, environment)
-    names = [report.name for report in rest]
-    return list(judge_collective(measured, names)), {**measured, "hosts": names}
+    names, port = [report.name for report in rest], subject.cluster.ssh_port
+    findings = [check_pdsh(names, port)] if len(rest) > 1 else []
+    hosts = [_ranks_of(report, subject) for report in rest]
+    address = (rest[0].facts or {}).get("first_address") if subject.slots else "127.0.0.1"
+    commands = rank_commands(hosts, address or rest[0].name, free_port(), port, seconds)
+    number = sum(one.number for one in hosts)
+    print(f"all-reduce: {number} processes on {', '.join(names)}", flush=True)
+    measured = run_collective(commands, seconds)
+    return [*findings, *judge_collective(measured, names)], {**measured, "hosts": names}
+
+
+def _ranks_of(report: HostReport, subject: Subject) -> HostRanks:
+    """Where a run would have its ranks, with the variables that it would have there."""
+    number, variables = _num_processes(report, subject), dict(subject.needs.variables)
+    if not _has_gpus(report):
+        variables.setdefault("DS_ACCELERATOR", "cpu")
+    elif subject.slots:
+        chosen = subject.slots[report.name][:number]
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot) for slot in chosen)
+    return HostRanks(report.name, number, variables, over_ssh=bool(subject.slots))
 
 
 def _has_gpus(report: HostReport) -> bool:

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,8 @@ class Session:
         `variables`: those that ranks there would have.
         """
         self._host = host
-        words = [sys.executable, "-u", "-c", _BOOTSTRAP]
-        words = ["env", *(f"{name}={value}" for name, value in variables.items()), *words]
-        remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(words)}"
         self._process = subprocess.Popen(
-            words if host is None else [*_ssh(ssh_port), host, remote],
+            host_command(host, [sys.executable, "-u", "-c", _BOOTSTRAP], variables, ssh_port),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -117,9 +114,16 @@ def _without_imports_of_ours(name: str) -> str:
     return "".join(line for line in lines if not line.startswith("from ds_train."))
 
 
-def _ssh(port: int | None) -> list[str]:
+def host_command(
+    host: str | None, words: Sequence[str], variables: Mapping[str, str], ssh_port: int | None
+) -> list[str]:
+    """What runs a command on a host in this working folder; `host` None: here, without ssh."""
+    words = ["env", *(f"{name}={value}" for name, value in variables.items()), *words]
+    if host is None:
+        return words
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-    return ["ssh", *options, *([] if port is None else ["-p", str(port)])]
+    options += [] if ssh_port is None else ["-p", str(ssh_port)]
+    return ["ssh", *options, host, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(words)}"]
 
 
 _SSH_FAULTS = (

@@ -54,20 +54,6 @@ def here_command(world: World, arguments: Sequence[str]) -> list[str]:
     return [*place, "--module", "ds_train", *arguments]
 
 
-def module_command(
-    module: str, *, hostfile: str | None, num_processes: int, ssh_port: int | None = None
-) -> list[str]:
-    """`deepspeed ... --module MODULE` on the hosts of a hostfile, or here on so many processes."""
-    command = deepspeed_program()
-    if hostfile is None:
-        command += ["--num_accelerators", str(num_processes)]
-    else:
-        command += ["--hostfile", hostfile]
-        command += [] if ssh_port is None else ["--ssh_port", str(ssh_port)]
-    command += ["--master_port", str(free_port()), "--log_level", "critical"]
-    return [*command, "--module", module]
-
-
 def master_port(command: Sequence[str]) -> int:
     """The port in a command of `launcher_command`."""
     position = max(i for i, word in enumerate(command) if word.startswith("--master_port"))

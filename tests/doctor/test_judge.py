@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds_train.doctor.allreduce import rounds
+from ds_train.doctor.allreduce import look_again, rounds
 from ds_train.doctor.collective import judge_collective, judge_pairs, read_collective
 from ds_train.doctor.finding import Finding
 from ds_train.doctor.gather import HostReport, Needs
@@ -246,10 +246,17 @@ def test_every_pair_plays_once(num: int) -> None:
         assert len(set(players)) == len(players)
 
 
+def test_pairs_that_seem_slow_are_looked_at_again() -> None:
+    seconds = {(0, 1): 0.001, (0, 2): 0.0039, (1, 2): 0.0041, (1, 3): 0.5}
+    assert look_again(seconds, 0) == look_again(seconds, 1) == {(1, 2): 10, (1, 3): 1}
+    assert look_again(seconds, 2) == {(1, 2): 10}
+    assert look_again({}, 0) == {}
+
+
 def test_hosts_that_never_join_are_named() -> None:
     mark = "@@ds-train-allreduce "
     printed = f'w0: {mark}{{"joined": 0, "host": 0}}\nnoise\nw2: {mark}{{"joined": 2, "host": 2}}\n'
-    measured = read_collective(printed, "did not end within 40 s")
+    measured = {**read_collective(printed, "did not end within 40 s"), "failed": None}
     (found,) = judge_collective(measured, ["w0", "w1", "w2"])
     assert (found.status, found.hosts) == ("fail", ("w1",))
     assert "did not end within 40 s" in found.text
