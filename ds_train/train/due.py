@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ds_train.data.order import StepPlan
 from ds_train.units import Duration
 
 
@@ -16,6 +17,11 @@ class Position:
     """Tokens trained on so far."""
     epoch: float
     """Passes over the data so far."""
+
+
+def position(plan: StepPlan, step: int) -> Position:
+    """Where a run with this plan stands before a step, counted from 0."""
+    return Position(step, plan.tokens_before(step), plan.epoch(step))
 
 
 def is_due(every: Duration | None, before: Position, after: Position) -> bool:

@@ -1,7 +1,8 @@
-"""The run, from the first line to the last: set up, step after step, evaluate and save when due.
+"""The run, from the first line to the last: set up, step after step, and what is due between them.
 
 Read on from here: step.py (one optimizer step), ../model/head.py (the loss), ../ops/linear_ce.py
-(its arithmetic). This runs in every rank, started by the deepspeed launcher.
+(its arithmetic). Evaluating and saving stand in between.py. This runs in every rank, started by the
+deepspeed launcher.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from ds_train.launch.guard import die_with_parent
 from ds_train.launch.watchdog import collective_seconds
 from ds_train.report.record import Record, StepRecord
 from ds_train.report.reporter import Reporter
+from ds_train.train.between import BetweenSteps
 from ds_train.train.communication import CommunicationWatch
 from ds_train.train.delivered import Delivered
 from ds_train.train.divergence import DivergenceGuard
-from ds_train.train.due import Position, is_due
-from ds_train.train.evaluation import evaluate_held_out
+from ds_train.train.due import position
 from ds_train.train.guard import StopRequest
 from ds_train.train.late import late_curriculum
 from ds_train.train.refresh import Refresher
@@ -40,7 +41,7 @@ from ds_train.train.run import Run
 from ds_train.train.saving import Saving
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.train.setup import set_up
-from ds_train.train.step import dropout_seed, train_step
+from ds_train.train.step import StepResult, dropout_seed, train_step
 from ds_train.train.tasks import TaskEvaluations
 from ds_train.train.unfreeze import join_layers
 
@@ -82,7 +83,6 @@ class Loop:
         )
         self.delivered = Delivered(run.reporting, run.ranks, run.start.step)
         self.refresher = Refresher(run, say)
-        self.tasks = TaskEvaluations(run, say)
         self.watch = CommunicationWatch(run, say)
         self.reporter: Reporter | None = None
         if run.ranks.is_main:
@@ -90,6 +90,8 @@ class Loop:
             self.reporter = Reporter(run.config, run.paths, run.total_steps, run.start.step)
             self.reporter.tell_rollbacks(read_rollbacks(run.paths), run.start.step)
         self.saving = Saving(run, self.reporter.say if self.reporter is not None else say)
+        tasks = TaskEvaluations(run, say)
+        self.between = BetweenSteps(run, self.saving, tasks, self._report)
 
     def train(self) -> None:
         """Every step that is left, then the last evaluation and checkpoint."""
@@ -107,13 +109,7 @@ class Loop:
             recent_losses=self.facts.recent_losses,
             fp16=run.config.model.dtype == "fp16",
         )
-        if run.config.evaluate.at_start and self.facts.step == 0 != self.facts.evaluated_step:
-            self._evaluate()
-        elif self._owes_evaluation():
-            self._evaluate()
-            self._save(again=True)  # the checkpoint shall know of it
-        if (self.facts.step == 0 and run.config.evaluate.at_start) or self._owes_tasks():
-            self._evaluate_tasks()
+        self.facts = self.between.before_first(self.facts)
         try:
             if self.facts.ended_early:
                 self._finish()
@@ -144,38 +140,30 @@ class Loop:
 
     def _step(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
         """One step and what is due after it; True when the run was asked to stop."""
-        run, before = self.run, self._position(step)
         marks.begin_step(step + 1)
         if batches:
-            stop = self._train(step, batches, guard, before)
+            stop = self._train(step, batches, guard)
         else:
             stop = False
             self.facts = replace(self.facts, step=step + 1)
             self._say(f"step {step + 1:,}: all its rows are in quarantine, so it is left out")
-        after = self._position(step + 1)
-        if step + 1 == run.total_steps:  # `_finish` evaluates and saves that one
+        if step + 1 == self.run.total_steps:  # `_finish` evaluates and saves that one
             return False
         if stop:
-            self._save()  # before anything else: whoever asked may not wait for long
+            # before anything else: whoever asked may not wait for long
+            self.facts = self.saving.save(self.facts)
             self.request.answered()
             self._conclude()
             self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
             return True
-        if is_due(run.config.evaluate.every, before, after):
-            self._evaluate()
-        if self.tasks.is_due(before, after):
-            self._evaluate_tasks()
-        if is_due(run.config.checkpoint.every, before, after):
-            self._save(in_background=run.config.checkpoint.background)
+        self.facts = self.between.after_step(self.facts)
         return False
 
-    def _train(
-        self, step: int, batches: list[Any], guard: DivergenceGuard, before: Position
-    ) -> bool:
+    def _train(self, step: int, batches: list[Any], guard: DivergenceGuard) -> bool:
         """The update of a step and its record; True when some rank was asked to stop."""
         run, began = self.run, time.perf_counter()
         torch.manual_seed(dropout_seed(run.config.train.seed, step, run.ranks.rank))
-        self.facts = join_layers(run, self.facts, before, self._say)
+        self.facts = join_layers(run, self.facts, position(run.plan, step), self._say)
         rate = self.schedule.rate(step)
         with self.watch.step():
             result = train_step(
@@ -188,15 +176,19 @@ class Loop:
             )
         guard.check(step + 1, result)
         self.delivered.add(step, batches)
-        total_tokens = run.plan.tokens_before(step + 1)
         self.facts = replace(
             self.facts,
             step=step + 1,
-            total_tokens=total_tokens,
+            total_tokens=run.plan.tokens_before(step + 1),
             recent_losses=guard.recent_losses,
         )
-        seconds = time.perf_counter() - began
-        num_tokens = run.plan.num_tokens(step)
+        self._record(step, result, rate, time.perf_counter() - began)
+        return result.stop
+
+    def _record(self, step: int, result: StepResult, rate: float, seconds: float) -> None:
+        """What a step was, and what communication was in one of the last."""
+        plan = self.run.plan
+        num_tokens = plan.num_tokens(step)
         more: dict[str, Any] = {**result.parts, **self.watch.pace(step + 1, result, seconds)}
         self._report(
             StepRecord(
@@ -205,8 +197,8 @@ class Loop:
                 grad_norm=result.grad_norm,
                 learning_rate=rate,
                 tokens=num_tokens,
-                supervised_tokens=run.plan.num_supervised(step),
-                total_tokens=total_tokens,
+                supervised_tokens=plan.num_supervised(step),
+                total_tokens=self.facts.total_tokens,
                 seconds=seconds,
                 tokens_per_second=num_tokens / seconds,
                 peak_memory_bytes=result.peak_memory_bytes,
@@ -215,27 +207,11 @@ class Loop:
         )
         if (counted := self.watch.record(step + 1)) is not None:
             self._report(counted)
-        return result.stop
-
-    def _position(self, step: int) -> Position:
-        plan = self.run.plan
-        return Position(step, plan.tokens_before(step), plan.epoch(step))
-
-    def _owes_evaluation(self) -> bool:
-        """Whether the run was stopped after a step whose evaluation was due and not made."""
-        step, evaluated = self.facts.step, self.facts.evaluated_step
-        if step == 0 or evaluated in (None, step):
-            return False
-        every = self.run.config.evaluate.every
-        return is_due(every, self._position(step - 1), self._position(step))
 
     def _finish(self) -> None:
-        """The last evaluation, unless one has just ended the run early, and the last checkpoint."""
+        """What comes after the last step, where this start made any."""
         if self.facts.step > self.run.start.step:
-            if not self.facts.ended_early:
-                self._evaluate()
-            self._evaluate_tasks()
-            self._save()
+            self.facts = self.between.after_last(self.facts)
             self.delivered.write(self.run.paths, self._say)
             self._conclude()
         why = f" (ended early, {self.facts.num_not_better} evaluations were not better)"
@@ -250,31 +226,6 @@ class Loop:
             self._report(counted)
         if (line := self.watch.summary.line()) is not None:
             self._say(line)
-
-    def _evaluate(self) -> None:
-        run = self.run
-        if run.data.evaluated is None:
-            return
-        marks.begin(f"evaluation after step {self.facts.step}")
-        self.facts, record = evaluate_held_out(run, self.facts)
-        self._report(record)
-        # with early stopping the untrained model may turn out to be the best one
-        counts = self.facts.step > 0 or run.config.train.early_stopping is not None
-        if record.best and counts and run.config.checkpoint.best:
-            self._save()
-            self.saving.make_best(self.facts.step)
-
-    def _owes_tasks(self) -> bool:
-        step = self.facts.step
-        return step > 0 and self.tasks.is_owed(self._position(step - 1), self._position(step))
-
-    def _evaluate_tasks(self) -> None:
-        marks.begin(f"tasks after step {self.facts.step}")
-        for record in self.tasks.evaluate(self.facts.step):
-            self._report(record)
-
-    def _save(self, *, in_background: bool = False, again: bool = False) -> None:
-        self.facts = self.saving.save(self.facts, in_background=in_background, again=again)
 
     def _report(self, record: Record) -> None:
         if self.reporter is not None:
