@@ -69,6 +69,24 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         help="names of tasks, groups or tags, patterns such as blimp_*, or YAML files",
     )
     tasks.add_argument("--task-path", metavar="DIR", help="a folder of your own task YAML files")
+    _add_shots_arguments(tasks)
+    tasks.add_argument(
+        "--calibration",
+        metavar="NAME",
+        help="none, contextual, batch, pmi, or several of them: a,b",
+    )
+    tasks.add_argument(
+        "--normalise",
+        metavar="NAME",
+        help="none, tokens, chars, bytes, pmi, or several of them: a,b",
+    )
+    tasks.add_argument(
+        "--samples", action="store_true", help="with --output: every document's answers too"
+    )
+
+
+def _add_shots_arguments(tasks: argparse._ArgumentGroup) -> None:
+    """Which demonstrations stand before a question."""
     tasks.add_argument(
         "--shots",
         type=numbers,
@@ -93,19 +111,6 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--draw",
         metavar="document|lm_eval",
         help="draw from a hash of seed and document (default), or as lm_eval does",
-    )
-    tasks.add_argument(
-        "--calibration",
-        metavar="NAME",
-        help="none, contextual, batch, pmi, or several of them: a,b",
-    )
-    tasks.add_argument(
-        "--normalise",
-        metavar="NAME",
-        help="none, tokens, chars, bytes, pmi, or several of them: a,b",
-    )
-    tasks.add_argument(
-        "--samples", action="store_true", help="with --output: every document's answers too"
     )
 
 

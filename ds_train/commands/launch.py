@@ -39,6 +39,11 @@ def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         help="per-node: end with 128 + signal, not 0, when stopped and saved (for Kubernetes)",
     )
     parser.add_argument("--name", help="of the job; the recipe's if left out")
+    _add_queue_arguments(parser)
+    _add_kubernetes_arguments(parser)
+
+
+def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
     slurm = parser.add_argument_group("slurm, mpi")
     slurm.add_argument("--time", metavar="D-HH:MM:SS", help="slurm: limit of the job")
     slurm.add_argument("--partition", help="slurm: where it queues")
@@ -55,6 +60,9 @@ def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="--x=y",
         help="further option of sbatch or mpirun, as in --option=--account=lab; may be repeated",
     )
+
+
+def _add_kubernetes_arguments(parser: argparse.ArgumentParser) -> None:
     pods = parser.add_argument_group("kubernetes")
     pods.add_argument(
         "--kind", choices=["pytorchjob", "trainjob"], help="of manifest (default pytorchjob)"

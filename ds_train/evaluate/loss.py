@@ -60,25 +60,18 @@ def evaluate_command(
     part = _choose_split(data, split)
     store = part.gold()
     model, tokenizer = load_for_inference(found, dtype=dtype, device=device, say=say)
-    train = config.train
     started = time.monotonic()
-    how: dict[str, Any] = {
-        "batch_size": batch_size
-        or train.per_device_eval_batch_size
-        or max(train.per_device_train_batch_size, 8),
-        "pad_token_id": pad_token_id(tokenizer, say),
-    }
     language_model = LanguageModel(model, config.model.loss_implementation)
     result: dict[str, Any] = {"target": found.title, "split": split}
-    if episodes_section(config) is not None:
-        shots = score_shots(language_model, config, data, store, max_samples=max_samples, **how)
-        result |= {**list(shots.values())[-1], "shots": shots}
-    else:
-        if max_samples is not None:
-            store = store.select(np.arange(min(max_samples, store.num_samples)))
-        scores = score_samples(language_model, store, max_length=config.data.max_length, **how)
-        result |= summarise(store, scores)
-        result["sources"] = by_source(store, scores, data.source_names)
+    result |= _measure(
+        language_model,
+        config,
+        data,
+        store,
+        max_samples=max_samples,
+        batch_size=batch_size,
+        pad_token_id=pad_token_id(tokenizer, say),
+    )
     ranked = None
     if config.evaluate.rank_classification:
         scorer = RequestScorer(language_model, Ranks(0, 0, 1), max_length=config.data.max_length)
@@ -116,6 +109,33 @@ def _config_of(target: Target, recipe: str | Path | None, overrides: Sequence[st
     else:
         config = target.recipe
     return config.model_copy(update={"model": target.model})
+
+
+def _measure(
+    model: LanguageModel,
+    config: RunConfig,
+    data: PreparedData,
+    store: TokenStore,
+    *,
+    max_samples: int | None,
+    batch_size: int | None,
+    pad_token_id: int,
+) -> dict[str, Any]:
+    """Losses of the samples, of all and by source; of episodes for each number of shots."""
+    train = config.train
+    how: dict[str, Any] = {
+        "batch_size": batch_size
+        or train.per_device_eval_batch_size
+        or max(train.per_device_train_batch_size, 8),
+        "pad_token_id": pad_token_id,
+    }
+    if episodes_section(config) is not None:
+        shots = score_shots(model, config, data, store, max_samples=max_samples, **how)
+        return {**list(shots.values())[-1], "shots": shots}
+    if max_samples is not None:
+        store = store.select(np.arange(min(max_samples, store.num_samples)))
+    scores = score_samples(model, store, max_length=config.data.max_length, **how)
+    return {**summarise(store, scores), "sources": by_source(store, scores, data.source_names)}
 
 
 def _choose_split(data: PreparedData, split: str) -> TokenStore:

@@ -94,9 +94,7 @@ def run_launcher(
             return 2
         now = count_oom_kills() if is_local else None
         num_kills = None if oom_kills is None or now is None else now - oom_kills
-        ended = Ended(code, {}, {}, num_oom_kills=num_kills)
-        failure = find_failure(ended if board is None else board.fill_in(ended, hang_seconds))
-        raise RunFailed(str(failure), failure)
+        raise _failed(Ended(code, {}, {}, num_oom_kills=num_kills), board, hang_seconds)
 
 
 def _become_launcher() -> None:
@@ -188,6 +186,12 @@ def _end_other_hosts(process: subprocess.Popen[bytes], board: Board | None) -> N
         board.end_ranks()
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_OTHER_HOSTS_SECONDS)
+
+
+def _failed(ended: Ended, board: Board | None, hang_seconds: float | None) -> RunFailed:
+    """The error that names the cause, from how the launcher ended and what the ranks have noted."""
+    failure = find_failure(ended if board is None else board.fill_in(ended, hang_seconds))
+    return RunFailed(str(failure), failure)
 
 
 def _ended_well(exit_folder: Path | None, board: Board | None) -> bool:

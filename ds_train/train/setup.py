@@ -16,6 +16,7 @@ from ds_train.curriculum.scores import DifficultyScores
 from ds_train.data.encode import open_tokenizer
 from ds_train.data.prepare import PreparedData
 from ds_train.engine.build import build_engine, offloads_optimizer
+from ds_train.engine.engine import Engine
 from ds_train.engine.ranks import Ranks
 from ds_train.errors import ConfigError, quoted
 from ds_train.model.head import LanguageModel
@@ -75,33 +76,9 @@ def set_up(
     tokenizer = open_tokenizer(config.model)
     saved_lora = paths.root / INITIAL_LORA if start.step else None
     model, initial, flatten = build_model(config, ds_config, ranks, saved_lora, say)
-    groups = optimizer_groups(model, config, say)
-    num_all, num_trainable = count_parameters(model)
-    say(
-        f"parameters: {num_trainable:,} of {num_all:,} train "
-        f"({100 * num_trainable / num_all:.2f} %), method {config.adapter.method}"
-    )
-    coalesce = use_coalesced_reduction(config, ds_config)
-    if offloads_optimizer(ds_config):
-        say("engine: DeepSpeedCPUAdam is compiled at its first use, which takes minutes")
-    engine = build_engine(
-        model, groups, train=config.train, ds_config=ds_config, coalesce=coalesce, ranks=ranks
-    )
-    often = "every micro-batch" if engine.stage >= 2 and not coalesce else "once a step"
-    say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, gradients reduced {often}")
+    engine = _start_engine(config, ds_config, model, ranks, say)
     say(f"loss: {_describe_loss(model)}")
-    if engine.shared is not None:
-        say(check_shared_rows(engine))
-    if (setting := _isolating(config)) is not None:
-        text = model.model.config.get_text_config()
-        check_packing_isolation(
-            engine,
-            attention=text._attn_implementation,
-            vocab_size=text.vocab_size,
-            flatten=flatten,
-            setting=setting,
-        )
-        say(f"packing: documents do not see each other ({text._attn_implementation}; tried)")
+    _try_rows(config, model, engine, flatten, say)
     if start.step:
         load_checkpoint(paths.checkpoint(start.step), engine, start)
         engine.resume_thaw(start.joined_at)
@@ -124,3 +101,43 @@ def set_up(
     if ranks.is_main:
         write_run_folder(run, ds_config)
     return run
+
+
+def _start_engine(
+    config: RunConfig, ds_config: dict[str, Any], model: LanguageModel, ranks: Ranks, say: Say
+) -> Engine:
+    """DeepSpeed around the model, with what trains in its optimizer."""
+    groups = optimizer_groups(model, config, say)
+    num_all, num_trainable = count_parameters(model)
+    say(
+        f"parameters: {num_trainable:,} of {num_all:,} train "
+        f"({100 * num_trainable / num_all:.2f} %), method {config.adapter.method}"
+    )
+    coalesce = use_coalesced_reduction(config, ds_config)
+    if offloads_optimizer(ds_config):
+        say("engine: DeepSpeedCPUAdam is compiled at its first use, which takes minutes")
+    engine = build_engine(
+        model, groups, train=config.train, ds_config=ds_config, coalesce=coalesce, ranks=ranks
+    )
+    often = "every micro-batch" if engine.stage >= 2 and not coalesce else "once a step"
+    say(f"engine: ZeRO-{engine.stage}, {engine.optimizer_name}, gradients reduced {often}")
+    return engine
+
+
+def _try_rows(
+    config: RunConfig, model: LanguageModel, engine: Engine, flatten: bool, say: Say
+) -> None:
+    """Try on the model itself that shared rows are computed as whole ones, and packed documents
+    each as if it were alone."""
+    if engine.shared is not None:
+        say(check_shared_rows(engine))
+    if (setting := _isolating(config)) is not None:
+        text = model.model.config.get_text_config()
+        check_packing_isolation(
+            engine,
+            attention=text._attn_implementation,
+            vocab_size=text.vocab_size,
+            flatten=flatten,
+            setting=setting,
+        )
+        say(f"packing: documents do not see each other ({text._attn_implementation}; tried)")
