@@ -11,17 +11,16 @@ FOLDER/architecture/          config.json and tokenizer of a Llama of 2 layers, 
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from ds_train.compare.bundled import SPECIAL, write_architecture, write_rows
 from ds_train.errors import ConfigError, quoted
-from ds_train.paths import replace_text
 from ds_train.plan.presets import ds_configs_dir
 
 RECIPE = "curriculum_digits"
@@ -29,7 +28,6 @@ RECIPE = "curriculum_digits"
 BASE = 5
 LENGTHS = range(1, 10)
 POOL_SIZE, TEST_SIZE = 40_000, 200
-SPECIAL = ("<pad>", "<unk>", "</s>")
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,10 @@ def write_digits(folder: Path, seed: int = 0) -> DigitsFiles:
     """Write everything; the same seed gives the same bytes."""
     files = DigitsFiles(folder)
     files.architecture.mkdir(parents=True, exist_ok=True)
-    _write_jsonl(files.train, make_pool(POOL_SIZE, seed))
+    write_rows(files.train, make_pool(POOL_SIZE, seed))
     for length in LENGTHS:
-        _write_jsonl(files.test(length), make_test(length, TEST_SIZE, seed))
-    make_tokenizer().save(str(files.architecture / "tokenizer.json"))
-    _write_json(files.architecture / "tokenizer_config.json", _TOKENIZER_CONFIG)
-    _write_json(files.architecture / "config.json", _llama_config())
+        write_rows(files.test(length), make_test(length, TEST_SIZE, seed))
+    write_architecture(files.architecture, make_tokenizer(), max_length=32)
     return files
 
 
@@ -128,39 +124,3 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
-
-
-_TOKENIZER_CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "pad_token": "<pad>",
-    "unk_token": "<unk>",
-    "eos_token": "</s>",
-    "model_max_length": 32,
-    "clean_up_tokenization_spaces": False,
-}
-
-
-def _llama_config() -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": len(SPECIAL) + 12,
-        "hidden_size": 64,
-        "intermediate_size": 172,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 32,
-        "tie_word_embeddings": False,
-        "pad_token_id": SPECIAL.index("<pad>"),
-        "eos_token_id": SPECIAL.index("</s>"),
-        "bos_token_id": None,
-    }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -21,21 +21,18 @@ FOLDER/architecture/                       config.json and tokenizer of a Llama 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from ds_train.paths import replace_text
+from ds_train.compare.bundled import SPECIAL, write_architecture, write_rows
 
 NUM_KINDS, NOUNS_A_KIND, NUM_ADJECTIVES = 4, 3, 20
 NUM_TASKS, NUM_NEW = 12, 6
-SPECIAL = ("<pad>", "<unk>", "</s>")
 SEPARATOR = ";"
 Answers = tuple[str, ...]
 """The word for each kind."""
@@ -93,17 +90,18 @@ def write_kinds(folder: Path, seed: int = 0) -> KindsFiles:
     tongue = make_tongue(seed)
     ways = share_out(tongue, seed)
     for path, way in zip(files.tasks, ways[:NUM_TASKS], strict=True):
-        _write_jsonl(path, make_items(tongue, way, new=False))
+        write_rows(path, make_items(tongue, way, new=False))
     for path, way in zip(files.new, ways[NUM_TASKS:], strict=True):
-        _write_jsonl(path, make_items(tongue, way, new=True))
+        write_rows(path, make_items(tongue, way, new=True))
     few = [*make_items(tongue, ways[NUM_TASKS], new=True)]
     few += make_items(tongue, ways[NUM_TASKS], new=False)
     random.Random(f"few {seed}").shuffle(few)
-    _write_jsonl(files.few, few[: len(few) // 2])
-    _write_jsonl(files.few_test, few[len(few) // 2 :])
-    make_tokenizer(tongue).save(str(files.architecture / "tokenizer.json"))
-    _write_json(files.architecture / "tokenizer_config.json", _TOKENIZER_CONFIG)
-    _write_json(files.architecture / "config.json", _llama_config(len(tongue.pieces())))
+    write_rows(files.few, few[: len(few) // 2])
+    write_rows(files.few_test, few[len(few) // 2 :])
+    # the range as in the quickstart, and for the same reason
+    write_architecture(
+        files.architecture, make_tokenizer(tongue), max_length=64, initializer_range=0.08
+    )
     return files
 
 
@@ -146,40 +144,3 @@ def make_tokenizer(tongue: Tongue) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
-
-
-_TOKENIZER_CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "pad_token": "<pad>",
-    "unk_token": "<unk>",
-    "eos_token": "</s>",
-    "model_max_length": 64,
-    "clean_up_tokenization_spaces": False,
-}
-
-
-def _llama_config(num_words: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": len(SPECIAL) + num_words,
-        "hidden_size": 64,
-        "intermediate_size": 172,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.08,  # as in the quickstart, and for the same reason
-        "tie_word_embeddings": False,
-        "pad_token_id": SPECIAL.index("<pad>"),
-        "eos_token_id": SPECIAL.index("</s>"),
-        "bos_token_id": None,
-    }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))

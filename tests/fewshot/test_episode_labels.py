@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from letters import save_letters
 
 from ds_train.config.run import RunConfig
 from ds_train.data.divide import PreparedData
@@ -21,15 +22,7 @@ ANIMALS = ("cat", "dog", "hen", "cow", "pig", "ant")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer of letters only."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted({chr(code) for code in range(32, 127)} | {"\n"})
-    backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate(["</s>", *letters])}, "</s>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
-    return folder
+    return save_letters(tmp_path_factory.mktemp("tokenizer"))
 
 
 def prepare(

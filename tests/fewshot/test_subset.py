@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from letters import save_letters
 
 from ds_train.config.run import RunConfig
 from ds_train.data.audit import format_audit
@@ -27,15 +28,7 @@ FILMS = [{"text": f"film number {i}", "label": WORDS[i * i % 3], "year": i} for 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer only."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted({chr(code) for code in range(32, 127)} | {"\n"})
-    backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate(["</s>", *letters])}, "</s>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
-    return folder
+    return save_letters(tmp_path_factory.mktemp("tokenizer"))
 
 
 def write(path: Path, rows: list[Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from letters import save_letters
 
 from ds_train.cli import main
 from ds_train.config.load import load_recipe
@@ -128,16 +129,9 @@ def test_message(
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three small tasks of prompts and completions and a model folder with a tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    letters = [chr(code) for code in range(32, 127)]
-    vocabulary = {letter: place for place, letter in enumerate(["</s>", *letters, "\n"])}
-    backend = Tokenizer(models.WordLevel(vocabulary, "</s>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained("model")
+    save_letters(Path("model"))
     Path("model/config.json").write_text(json.dumps({"model_type": "llama"}))
     for name in "abc":
         write(name, [{"prompt": f"{name} {n}:", "completion": f" {n % 3}"} for n in range(9)])
