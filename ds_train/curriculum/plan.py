@@ -86,20 +86,31 @@ def build_row_plan(
         DataError: there is no data, or none of the episodes that are asked for; ConfigError: the
         run's length is in another unit than curriculum.unit.
     """
-    store, seed = prepared.train, config.train.seed
     if episodes_section(config) is not None:
         return build_episode_plan(config, prepared, say)
-    curriculum, mixture = ordering(config), config.data.mixture
-    seq_len = None if config.curriculum is None else config.curriculum.seq_len
-    if curriculum is None and mixture is None and seq_len is None:
+    store = prepared.train
+    grows = config.curriculum is not None and config.curriculum.seq_len is not None
+    if ordering(config) is None and config.data.mixture is None and not grows:
         if (losses := losses_section(config)) is not None:
             return build_candidate_plan(config, losses, prepared, say)
-        return RowPlan.uniform(store, config.data, seed, prepared.source_weights)
+        return RowPlan.uniform(store, config.data, config.train.seed, prepared.source_weights)
     if store.num_samples == 0:
         raise DataError("data.train: no sample is left to train on; see the audit for why.")
-    whole, prepared = store, prepared.of_examples
-    store = prepared.train
-    weights = prepared.source_weights
+    return RowPlan(_drawn_blocks(config, prepared, scores, global_batch_size, say))
+
+
+def _drawn_blocks(
+    config: RunConfig,
+    prepared: PreparedData,
+    scores: DifficultyScores | None,
+    global_batch_size: int,
+    say: Say,
+) -> DrawnBlocks:
+    """The blocks of a run with a curriculum, a mixture, or rows that grow."""
+    curriculum, mixture, seed = ordering(config), config.data.mixture, config.train.seed
+    seq_len = None if config.curriculum is None else config.curriculum.seq_len
+    whole, prepared = prepared.train, prepared.of_examples
+    store, weights = prepared.train, prepared.source_weights
     drawn = curriculum is not None or mixture is not None
     num_samples = store.num_samples if drawn else epoch_size(store, weights)
     length = RunLength.of(config, global_batch_size, num_samples)
@@ -118,10 +129,9 @@ def build_row_plan(
     if seq_len is not None:
         in_order = curriculum is not None and curriculum.window is not None
         growing = Growing(whole, config.data, seq_len, length, seed, keep_order=in_order)
-    blocks = DrawnBlocks(
+    return DrawnBlocks(
         store, config.data, curriculum, length, segments, draws, shares, growing, renderings
     )
-    return RowPlan(blocks)
 
 
 def _values_and_pools(
