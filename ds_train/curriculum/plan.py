@@ -22,8 +22,9 @@ from ds_train.curriculum.seq_len import EpochDraws, Growing, epoch_size
 from ds_train.curriculum.strata import find_strata
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import Totals
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
 from ds_train.data.quarantine import Quarantine
+from ds_train.data.row_plan import RowPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 from ds_train.fewshot.build import build_episode_plan, episodes_section

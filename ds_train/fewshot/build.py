@@ -9,7 +9,7 @@ from ds_train.config.fewshot import EpisodesConfig
 from ds_train.config.run import RunConfig
 from ds_train.data.divide import PreparedData
 from ds_train.data.encode import TextEncoder, open_tokenizer
-from ds_train.data.order import RowPlan
+from ds_train.data.row_plan import RowPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 from ds_train.fewshot.episodes import EpisodeBlocks, Episodes, EvaluationEpisodes

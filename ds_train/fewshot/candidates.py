@@ -24,7 +24,7 @@ from ds_train.config.run import RunConfig
 from ds_train.data.divide import PreparedData
 from ds_train.data.epochs import BlockRows, Blocks, EpochBlocks, Totals, running_sum
 from ds_train.data.mix import Ints, keyed_words
-from ds_train.data.order import RowPlan
+from ds_train.data.row_plan import RowPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 

@@ -19,8 +19,9 @@ from ds_train.curriculum.report import Reporting
 from ds_train.curriculum.seq_len import row_length
 from ds_train.data.batch import collate, step_batches
 from ds_train.data.divide import PreparedData
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
 from ds_train.data.pieces import row_tokens
+from ds_train.data.row_plan import RowPlan
 from ds_train.data.show_step import StepView
 from ds_train.errors import DataError
 from ds_train.plan.batch import BatchPlan

@@ -19,8 +19,8 @@ from ds_train.data.audit import format_audit
 from ds_train.data.classes import class_texts, example_classes
 from ds_train.data.divide import PreparedData
 from ds_train.data.examples import EXAMPLE_DTYPES, Examples
-from ds_train.data.order import RowPlan
 from ds_train.data.prepare import open_data, prepare_data
+from ds_train.data.row_plan import RowPlan
 from ds_train.data.store import META_NAME
 
 FILMS = [

@@ -12,7 +12,8 @@ from small_store import store_of_lengths
 
 from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
+from ds_train.data.row_plan import RowPlan
 from ds_train.errors import DataError
 
 

@@ -8,7 +8,8 @@ import pytest
 from small_store import store_of_lengths
 
 from ds_train.config.data import DataConfig
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
+from ds_train.data.row_plan import RowPlan
 
 LENGTHS = [(7 * i * i + 3 * i) % 15 + 2 for i in range(101)]
 SOURCES = [i % 3 for i in range(101)]

@@ -8,7 +8,7 @@ import pytest
 from small_store import store_of_lengths
 
 from ds_train.config.data import DataConfig
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
 from ds_train.data.quarantine import (
     Quarantine,
     Rollback,
@@ -16,6 +16,7 @@ from ds_train.data.quarantine import (
     read_rollbacks,
     write_rollbacks,
 )
+from ds_train.data.row_plan import RowPlan
 from ds_train.errors import CheckpointError
 from ds_train.paths import RunPaths
 

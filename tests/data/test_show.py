@@ -11,8 +11,9 @@ from recipes import recipe, write_jsonl
 from toy_tokenizers import FAMILIES, toy_tokenizer
 
 from ds_train.config.run import RunConfig
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
 from ds_train.data.prepare import prepare_data
+from ds_train.data.row_plan import RowPlan
 from ds_train.data.show import show_data
 from ds_train.data.show_step import segments
 from ds_train.errors import DataError

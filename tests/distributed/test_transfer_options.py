@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 from distributed import scenarios
 from distributed.conftest import Results, launch
 from ds_train.config.run import RunConfig
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
 from ds_train.data.prepare import prepare_data
+from ds_train.data.row_plan import RowPlan
 from ds_train.train.schedule import Schedule
 
 pytestmark = pytest.mark.distributed

@@ -14,7 +14,8 @@ from ds_train.config.fewshot import EpisodesConfig
 from ds_train.config.train import TrainConfig
 from ds_train.data.batch import IGNORE, collate, step_batches
 from ds_train.data.mix import Ints
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
+from ds_train.data.row_plan import RowPlan
 from ds_train.data.store import TokenStore
 from ds_train.errors import DataError
 from ds_train.fewshot.episodes import EpisodeBlocks, Episodes, passes

@@ -9,7 +9,8 @@ from small_store import store_of_lengths
 
 from ds_train.config.load import config_from_dict
 from ds_train.config.run import RunConfig
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
+from ds_train.data.row_plan import RowPlan
 from ds_train.train.late import late_curriculum, likely_late_curriculum
 from ds_train.train.schedule import Schedule, num_warmup_steps
 

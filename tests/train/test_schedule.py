@@ -10,7 +10,8 @@ from small_store import store_of_lengths
 
 from ds_train.config.data import DataConfig
 from ds_train.config.train import TrainConfig
-from ds_train.data.order import RowPlan, StepPlan
+from ds_train.data.order import StepPlan
+from ds_train.data.row_plan import RowPlan
 from ds_train.train.schedule import Schedule, num_warmup_steps
 from ds_train.units import Duration
 
