@@ -74,9 +74,8 @@ def evaluate_command(
     )
     ranked = None
     if config.evaluate.rank_classification:
-        scorer = RequestScorer(language_model, Ranks(0, 0, 1), max_length=config.data.max_length)
         ranked = rank_examples(
-            scorer,
+            RequestScorer(language_model, Ranks(0, 0, 1), max_length=config.data.max_length),
             part,
             data.source_names,
             part=f"the {split} data",

@@ -46,16 +46,7 @@ def build_model(
     device = ranks.device if ranks.device.type == "cuda" and sharded is None else None
     model = _load_on_all(config, architecture, ranks, device)
     if pretrained and config.model.quantization == "none":
-        files = weight_files(config.model.name_or_path, config.model.revision)
-        say(
-            check_integrity(
-                model,
-                files,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                sum_over_ranks=ranks.sum,
-            )
-        )
+        say(_check_weights(model, config, ranks))
     attention = model.config.get_text_config()._attn_implementation or ""
     if untied := untied_modules(model, config.adapter):
         say(f"adapter: {', '.join(untied)} trains as a copy of its own, no longer tied")
@@ -96,6 +87,17 @@ def _load_on_all(
     if fault := ranks.first_text(fault):
         raise ModelError(fault)
     return model
+
+
+def _check_weights(model: Any, config: RunConfig, ranks: Ranks) -> str:
+    """Compare what was loaded with the files; a sentence. Raises ModelError where it differs."""
+    return check_integrity(
+        model,
+        weight_files(config.model.name_or_path, config.model.revision),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        sum_over_ranks=ranks.sum,
+    )
 
 
 def _initial_lora(
