@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -101,7 +102,8 @@ def layer(name: str) -> int:
     raise AssertionError(f"{name} has no layer; add it to LAYERS")
 
 
-def imports(path: Path, *, inside_functions: bool) -> set[str]:
+@cache
+def imports(path: Path, *, inside_functions: bool) -> frozenset[str]:
     """Names of modules imported by a file; those for type checkers only do not count."""
     found: set[str] = set()
 
@@ -119,10 +121,10 @@ def imports(path: Path, *, inside_functions: bool) -> set[str]:
             visit(child, in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
     visit(ast.parse(path.read_text(encoding="utf-8")), False)
-    return found
+    return frozenset(found)
 
 
-def ours(names: set[str]) -> set[str]:
+def ours(names: Iterable[str]) -> set[str]:
     return {name for name in names if name in modules()}
 
 
