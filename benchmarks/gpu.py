@@ -36,6 +36,7 @@ from distributed import scenarios  # noqa: E402 (the tests' trainings)
 WORKER = REPO / "tests" / "distributed" / "worker.py"
 LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload_cpu", "zero3_offload_cpu")
 DTYPES = ("fp32", "bf16", "fp16")
+OUT_OF_TIME = "out of time"
 QUICK_LAYOUTS, QUICK_DTYPES = ("zero0", "zero3"), ("fp32",)
 Results = dict[str, dict[str, Any]]
 
@@ -74,7 +75,7 @@ def train_all(folder: Path, items: list[dict[str, Any]], until: float) -> Result
             if (path := place / f"{item['name']}.json").exists()
         }
         results |= new
-        if len(new) < len(left) and (not new or fault == "out of time"):
+        if len(new) < len(left) and (not new or fault == OUT_OF_TIME):
             return results | {i["name"]: _missing(fault) for i in left if i["name"] not in new}
     return results
 
@@ -91,27 +92,28 @@ def launch(place: Path, items: list[dict[str, Any]], seconds: float) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
-    with (place / "log").open("w") as log:
+    log = place / "log"
+    code = run([*command, str(WORKER), str(plan_file)], environment, log, seconds)
+    remove_shared_memory(port)
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if line), "the launcher said nothing")
+    return OUT_OF_TIME if code is None else last
+
+
+def run(command: list[str], environment: dict[str, str], log: Path, seconds: float) -> int | None:
+    """Exit code, or None where it took longer; whatever it started has then ended too."""
+    with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, str(WORKER), str(plan_file)],
-            env=environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            command, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
         try:
-            process.wait(max(0.0, seconds))
-            fault = _last_line(place / "log")
+            return process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
-            fault = "out of time"
+            return None
         finally:
             with suppress(ProcessLookupError):  # the ranks of a launcher that was killed live on
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    remove_shared_memory(port)
-    return fault
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "the launcher said nothing")
 
 
 def table(results: Results) -> str:
@@ -135,16 +137,14 @@ def table(results: Results) -> str:
 def quickstart(folder: Path, seconds: float) -> tuple[str, bool]:
     """The end of what the quickstart prints, and whether it came to its end."""
     command = [sys.executable, "-m", "ds_train", "quickstart", "--output-dir", str(folder)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=max(1.0, seconds)
-        )
-    except subprocess.TimeoutExpired:
-        return "quickstart: out of time", False
-    lines = (done.stdout + done.stderr).splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith("task, held-out")), -20)
-    shown = lines[start : start + 8] if start >= 0 else lines[start:]
-    return "\n".join(shown), done.returncode == 0
+    log = folder.with_suffix(".log")
+    code = run(command, dict(os.environ), log, seconds)
+    if code is None:
+        return f"quickstart: {OUT_OF_TIME}", False
+    lines = log.read_text(errors="replace").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("task, held-out")), None)
+    shown = lines[-20:] if start is None else lines[start : start + 8]
+    return "\n".join(shown), code == 0
 
 
 def main() -> int:

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -105,7 +107,7 @@ def test_a_defect_does_not_end_the_rest(tmp_path: Path, monkeypatch: pytest.Monk
             result = {"error": "Traceback\nValueError: no | here", "kind": "defect"}
             text = json.dumps(result if broken else {"losses": [2.0, 1.5]})
             (place / f"{item['name']}.json").write_text(text)
-        return "out of time" if out_of_time else "the worker ended"
+        return gpu.OUT_OF_TIME if out_of_time else "the worker ended"
 
     monkeypatch.setattr(gpu, "launch", launch)
     results = gpu.train_all(tmp_path, [{"name": name} for name in "abcdef"], until=1e12)
@@ -135,3 +137,28 @@ def test_the_table_of_trainings() -> None:
         "| lora | fp16 | zero0 | ValueError: no / here | |",
         "| lora | fp16 | zero3 | 2.00000 | nan |",
     ]
+
+
+def test_what_takes_too_long_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    began = time.monotonic()
+    command = ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/child; wait"]
+    assert gpu.run(command, dict(os.environ), tmp_path / "log", seconds=0.5) is None
+    assert time.monotonic() - began < 30
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):  # what is killed may need a moment to be gone
+        if not is_running(child):
+            break
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def is_running(pid: int) -> bool:
+    """A process that has ended and waits to be reaped does not run."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_exit_code_of_what_ended(tmp_path: Path, code: int) -> None:
+    command = ["sh", "-c", f"echo said; exit {code}"]
+    assert gpu.run(command, dict(os.environ), tmp_path / "log", seconds=60) == code
+    assert (tmp_path / "log").read_text() == "said\n"
