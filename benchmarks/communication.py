@@ -2,7 +2,7 @@
 
     python benchmarks/communication.py --work /tmp/communication [--only NAME ...]
 
-Two processes on the CPU (gloo), started by the deepspeed launcher. Blocks of 25 steps of a training
+Two processes on the CPU (gloo), one started for each rank. Blocks of 25 steps of a training
 are watched and not watched in turns (`communication_worker.py`). `report.communication_every` is
 25, so that each watched block has a counted step, where a run has one in four. What is in the work
 folder already is not measured again. Writes benchmarks/results/communication.md.

@@ -1,4 +1,4 @@
-"""Runs inside the deepspeed launcher: steps of one training, watched and not watched in turns.
+"""Runs as one of the ranks: steps of one training, watched and not watched in turns.
 
 usage: deepspeed ... communication_worker.py PLAN.json
 The plan is a list of {"name", "recipe", "pairs", "block", "slow"}; NAME.json gets the results.
