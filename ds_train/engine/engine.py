@@ -23,6 +23,7 @@ from ds_train.engine.pull import PullToStart
 from ds_train.engine.ranks import Ranks
 from ds_train.engine.states import TrainedStates
 from ds_train.engine.thaw import Thaw, restart_count
+from ds_train.engine.trace import forget_trace
 from ds_train.engine.traffic import Traffic
 from ds_train.launch.marks import tick
 from ds_train.model.shared_rows import SharedRows, WholeRows
@@ -50,8 +51,7 @@ class Engine:
         self.ranks = ranks
         self.traffic = Traffic(deepspeed.comm.comm, ranks)
         self.optimizer_name = optimizer_name
-        self._coalesce = coalesce
-        self._max_grad_norm = train.max_grad_norm
+        self._coalesce, self._max_grad_norm = coalesce, train.max_grad_norm
         self._plain_grad_norm: float | None = None
         self._readers: list[Callable[[], None]] = []
         self.states = TrainedStates(engine)
@@ -126,7 +126,16 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Add this loss's gradients. DeepSpeed averages over all ranks, which is undone here."""
         tick()
-        self._engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+        scale = self.ranks.world_size * self._forgotten_scale
+        self._engine.backward(loss * scale, scale_wrt_gas=False)
+
+    @property
+    def _forgotten_scale(self) -> float:
+        """Stage 0 in fp16: the loss scale, by which DeepSpeed divides gradients and multiplies no
+        loss (0.19.8); 1 elsewhere."""
+        if self.stage > 0 or not self._engine.fp16_enabled():
+            return 1.0
+        return float(self._loss_scaler().cur_scale)
 
     def step(self, learning_rate: float) -> float:
         """Update the weights; returns the global gradient norm before clipping.
@@ -136,6 +145,7 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0) * self._thaw.rate(group)
         self._let_readers_finish()
+        scale = self._forgotten_scale  # the step may change it, and leaves the norm scaled
         self._engine.step()
         self.traffic.num_alike += 1
         if self.states.optimizes_directly:
@@ -143,7 +153,7 @@ class Engine:
             return self._plain_grad_norm
         if getattr(self._engine.optimizer, "overflow", False):
             return float("inf")
-        return float(self._engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm()) / scale
 
     def _clip_before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -190,7 +200,7 @@ class Engine:
         self._engine.train(training)
         self.traffic.num_alike = 0
         if self.stage == 3:
-            _forget_trace(self._engine.optimizer.parameter_offload.get_param_coordinator())
+            forget_trace(self._engine.optimizer.parameter_offload.get_param_coordinator())
 
     # The trainable state, as this rank holds it.
 
@@ -233,19 +243,3 @@ class Engine:
         if not self._engine.fp16_enabled():
             return None
         return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
-
-
-def _forget_trace(coordinator: Any) -> None:
-    """Make ZeRO-3 record the order of modules anew, and what it may release after each.
-
-    DeepSpeed 0.19.8 caches the latter for good, so what an evaluation (which has no backward pass)
-    released would be released, and gathered again, in every training step: a model that fits into
-    `stage3_max_live_parameters` was gathered four times in a step of two micro-batches instead of
-    twice (ds_train/README.md).
-    """
-    if not coordinator.is_invalid_trace():
-        coordinator._invalidate_trace()
-    wrapped = type(coordinator)._PartitionedParameterCoordinator__params_to_release
-    for cell in wrapped.__closure__ or ():  # the cache is below a decorator without __wrapped__
-        if hasattr(cell.cell_contents, "cache_clear"):
-            cell.cell_contents.cache_clear()

@@ -211,6 +211,14 @@ def two_rank_plan(folder: Path) -> list[dict[str, Any]]:
             if kind == "offload":
                 layout = {"engine.preset": f"zero{max(stage, 2)}_offload_cpu"}
             plan.append(scenario(folder, f"{kind}-z{stage}", {**changes, **layout}))
+    fp16 = {**KINDS["fp16"], "engine.preset": "zero0"}
+    plan.append(scenario(folder, "fp16-z0", fp16))
+    plan.append(scenario(folder, "cut-fp16-z0", fp16, stop_after=4))
+    plan.append(scenario(folder, "cut-fp16-z0-on", fp16, run="cut-fp16-z0"))
+    for stage in (0, 1):  # no gradient overflows, which stages count in other ways
+        calm = {"engine.overrides": {"fp16": {"initial_scale_power": 12}}}
+        layout = {"adapter.method": "full", "engine.preset": f"zero{stage}"}
+        plan.append(scenario(folder, f"fp16-calm-z{stage}", {**fp16, **calm, **layout}))
     for stage in (1, 2, 3):
         small = {"engine.preset": f"zero{stage}", "train.per_device_train_batch_size": 1}
         plan.append(scenario(folder, f"bf16-small-z{stage}", {**KINDS["bf16"], **small}))

@@ -129,7 +129,16 @@ def test_lora_plus_trains_b_faster(two_ranks: Results) -> None:
     assert two_ranks["rslora-plus-z1"]["losses"][-1] < two_ranks["lora-z1-m4"]["losses"][-1]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+def test_fp16_has_the_losses_of_other_stages_at_stage_0(two_ranks: Results) -> None:
+    """There DeepSpeed divides by a loss scale that it has not multiplied by."""
+    zero, one = two_ranks["fp16-calm-z0"], two_ranks["fp16-calm-z1"]
+    for key in ("losses", "grad_norms"):
+        assert zero[key] == pytest.approx(one[key], rel=1e-3)
+        resumed, whole = two_ranks["cut-fp16-z0-on"][key], two_ranks["fp16-z0"][key]
+        assert resumed == pytest.approx(whole, rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_fp16_survives_its_first_overflows(two_ranks: Results, stage: int) -> None:
     result = two_ranks[f"fp16-z{stage}"]
     assert math.isnan(result["grad_norms"][0])  # recorded as null: no update was made
