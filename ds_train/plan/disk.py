@@ -8,6 +8,12 @@ from ds_train.plan.trainable import Trainable
 
 def checkpoint_bytes(config: RunConfig, trainable: Trainable) -> int:
     """fp32 weights and optimizer state of what trains; an adapter beside it, for PEFT."""
+    has_adapter = config.adapter.method not in ("full", "partial")
+    return state_bytes(config, trainable) + 4 * trainable.num_trainable * has_adapter
+
+
+def state_bytes(config: RunConfig, trainable: Trainable) -> int:
+    """fp32 weights and optimizer state of what trains, of all ranks together."""
     trained = trainable.num_trainable
     if config.train.optim == "adafactor":
         states = sum(
@@ -15,8 +21,7 @@ def checkpoint_bytes(config: RunConfig, trainable: Trainable) -> int:
         )
     else:
         states = 2 * trained
-    adapter = 0 if config.adapter.method in ("full", "partial") else trained
-    return 4 * (trained + states + adapter)
+    return 4 * (trained + states)
 
 
 def checkpoints_held(config: RunConfig, *, is_evaluated: bool = True) -> int:

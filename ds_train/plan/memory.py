@@ -27,6 +27,7 @@ from typing import Literal
 from ds_train.plan.activations import Activations, activations
 from ds_train.plan.backward_peak import highest_moment
 from ds_train.plan.cpu_libraries import library_bytes
+from ds_train.plan.disk import state_bytes
 from ds_train.plan.loss_memory import loss_memory
 from ds_train.plan.setting import Setting
 from ds_train.plan.zero3_trace import Gathers, play
@@ -163,9 +164,7 @@ class _Accountant:
         return "host" if self.s.offloads("param") in ("cpu", "nvme") else "gpu"
 
     def _optimizer(self) -> Iterator[Term]:
-        place: Place = "gpu"
-        if self.s.offloads("optimizer") in ("cpu", "nvme"):
-            place = "host"
+        place: Place = "host" if self.s.offloads("optimizer") in ("cpu", "nvme") else "gpu"
         on_disk = self.s.offloads("optimizer") == "nvme"
         note = "a piece; the rest is on NVMe" if on_disk else ""
         own = self.trained if self.s.stage == 0 else self._shard(self.trained)
@@ -186,6 +185,9 @@ class _Accountant:
         yield Term("optimizer state", states, place=place, note=note)
         if self.s.config.train.l2_sp is not None:
             yield Term("L2-SP: first weights", self.s.width * own, place=place)
+        if self.s.config.checkpoint.background:
+            copied = self._shard(state_bytes(self.s.config, self.s.trainable)) * width // 4
+            yield Term("checkpoint, being written", copied, place="host")
 
     def _waiting_gradients(self) -> Iterator[Term]:
         """Of the micro-batches before, whole or one rank's part.

@@ -194,6 +194,15 @@ def test_what_takes_memory_away(make: Make) -> None:
     assert peak(engine={"preset": "zero3"}) < start
 
 
+def test_a_checkpoint_behind_the_steps_takes_12_bytes_a_parameter_of_the_hosts(make: Make) -> None:
+    config = big(make, checkpoint={"background": True, "every": "100 steps"})
+    plain, behind = under(big(make), "zero3"), under(config, "zero3")
+    trained = sum(one.num_elements for one in behind.setting.trainable.trained)
+    more = 8 * (behind.memory.host - plain.memory.host)
+    assert behind.memory.peak == plain.memory.peak
+    assert more == pytest.approx(12 * trained, rel=1e-6)
+
+
 def test_choices(make: Make) -> None:
     shape = shape_of(LLAMA_8B)
 
