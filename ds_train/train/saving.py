@@ -67,9 +67,10 @@ class Saving:
         """Wait for the checkpoint that is being written, if there is one; a collective call."""
         if self._behind is not None:
             marks.begin(f"waiting for {self._behind.folder.name}")
-            behind, self._behind = self._behind, None
-            folder = behind.join()
-            self._written(folder, behind.waited_seconds)
+            folder = self._behind.join()  # should that fail, `run_has_failed` still waits for it
+            waited_seconds = self._behind.waited_seconds
+            self._behind = None
+            self._written(folder, waited_seconds)
 
     def run_has_failed(self) -> None:
         """Let what is being written come to its end, for a moment; no collective any more."""
