@@ -17,13 +17,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ds_train.checkpoint.checksums import digest
 from ds_train.checkpoint.folder import CheckpointFacts
 from ds_train.checkpoint.pieces import Share
 from ds_train.checkpoint.state import (
+    WriteExtra,
     collect,
     finish_checkpoint,
     gather_trained,
@@ -35,7 +35,6 @@ from ds_train.checkpoint.state import (
     write_share,
 )
 from ds_train.engine.engine import Engine
-from ds_train.engine.piece import State
 from ds_train.engine.ranks import Ranks
 from ds_train.engine.snapshot import Snapshot
 from ds_train.errors import CheckpointError
@@ -54,7 +53,7 @@ class BackgroundSave:
         paths: RunPaths,
         engine: Engine,
         facts: CheckpointFacts,
-        write_extra: Callable[[Path, State], None] | None,
+        write_extra: WriteExtra | None,
     ) -> None:
         began = time.perf_counter()
         self.folder = paths.checkpoint(facts.step)
@@ -64,8 +63,8 @@ class BackgroundSave:
         if self._ranks.is_main:
             remove_partial(paths)  # of an earlier attempt: its shares are not ours
         self._share = collect(engine)
-        trained = gather_trained(engine) if write_extra is not None else {}
         # small ones; on a CPU at stage 0 they are the very tensors that the next step changes
+        trained = gather_trained(engine, write_extra)
         self._trained = {name: tensor.clone() for name, tensor in trained.items()}
         self._failure = ""
         self._copied, self._share_done = threading.Event(), threading.Event()
@@ -106,7 +105,7 @@ class BackgroundSave:
 
     def _work(self) -> None:
         try:
-            with self._snapshot:
+            with self._snapshot.reading():
                 self._share.copy_to_host()
             self._copied.set()
             self._write()

@@ -23,7 +23,7 @@ from ds_train.checkpoint.shards import TensorSpec, write_shard
 from ds_train.engine.piece import Piece
 from ds_train.errors import CheckpointError, quoted
 
-SEPARATOR = "|"
+_SEPARATOR = "|"
 _SHAPES = "shapes"
 
 
@@ -40,11 +40,11 @@ class Share:
 
     def add(self, piece: Piece) -> None:
         """Take it up as it is, without a copy."""
-        start = "" if piece.is_whole else f"{SEPARATOR}{piece.start}"
+        start = "" if piece.is_whole else f"{_SEPARATOR}{piece.start}"
         for key, tensor in piece.tensors.items():
             if piece.is_whole and tensor.numel() == prod(piece.shape):
                 tensor = tensor.view(piece.shape)
-            self.tensors[f"{piece.name}{SEPARATOR}{key}{start}"] = tensor
+            self.tensors[f"{piece.name}{_SEPARATOR}{key}{start}"] = tensor
         if not piece.is_whole:
             self.shapes[piece.name] = piece.shape
 
@@ -101,7 +101,7 @@ class StateFiles:
     def _add(
         self, path: Path, entry: str, stored: tuple[int, ...], shapes: Mapping[str, list[int]]
     ) -> None:
-        name, key, *more = entry.split(SEPARATOR)
+        name, key, *more = entry.split(_SEPARATOR)
         start = int(more[0]) if more else 0
         self._shapes[name, key] = tuple(shapes[name]) if more else stored
         parts = self._parts.setdefault(name, {}).setdefault(key, [])

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from ds_train.checkpoint.folder import complete_checkpoints
 from ds_train.checkpoint.state import (
+    WriteExtra,
     all_or_nothing,
     collect,
     gather_trained,
@@ -35,7 +36,7 @@ from ds_train.units import format_bytes, format_seconds
 def rehearse_save(
     paths: RunPaths,
     engine: Engine,
-    write_extra: Callable[[Path, State], None] | None,
+    write_extra: WriteExtra | None,
     *,
     num_kept: int,
     say: Callable[[str], Any],
@@ -53,7 +54,7 @@ def rehearse_save(
     final = paths.checkpoints / "rehearsal"
     folder = partial_folder(final)
     share = collect(engine)
-    trained = gather_trained(engine) if write_extra is not None else {}
+    trained = gather_trained(engine, write_extra)
     fault = ""
     ranks.barrier()  # rank 0 may still be removing what a killed save has left
 

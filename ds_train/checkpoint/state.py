@@ -41,6 +41,8 @@ from ds_train.launch.marks import tick
 from ds_train.paths import RunPaths, replace_text, sync_folder
 from ds_train.units import format_bytes
 
+WriteExtra = Callable[[Path, State], None]
+"""Writes files beside the state, from a folder and {parameter name: fp32 tensor}."""
 PARTIAL = ".partial-"
 """Begins the name of a folder that is no checkpoint yet, or no longer."""
 
@@ -49,7 +51,7 @@ def save_checkpoint(
     paths: RunPaths,
     engine: Engine,
     facts: CheckpointFacts,
-    write_extra: Callable[[Path, State], None] | None = None,
+    write_extra: WriteExtra | None = None,
 ) -> Path:
     """Write the checkpoint of `facts.step`. A collective call; every rank returns its folder.
 
@@ -65,7 +67,7 @@ def save_checkpoint(
     partial = partial_folder(final)
     share = collect(engine)
     share.on_write = tick  # a large share on a slow disk is no hang
-    trained = gather_trained(engine) if write_extra is not None else {}
+    trained = gather_trained(engine, write_extra)
     written: dict[str, str] = {}
 
     def write() -> None:
@@ -108,7 +110,7 @@ def write_share(
     share: Share,
     trained: State,
     ranks: Ranks,
-    write_extra: Callable[[Path, State], None] | None,
+    write_extra: WriteExtra | None,
 ) -> None:
     """This rank's file of a checkpoint, and on rank 0 what lies beside them all."""
     path = state_path(folder, ranks.rank)
@@ -147,6 +149,7 @@ def collect(engine: Engine) -> Share:
     No collective. The views are good until the next update.
     """
     ranks, states = engine.ranks, engine.states
+    stay_in_place = states.stay_in_place
     share, load = Share(), [0] * ranks.world_size
     for piece in states.pieces():
         if not states.are_shared_out:
@@ -154,13 +157,18 @@ def collect(engine: Engine) -> Share:
             load[owner] += sum(tensor.numel() for tensor in piece.tensors.values())
             if owner != ranks.rank:
                 continue
-        share.add(piece if states.stay_in_place else piece.copy())
+        share.add(piece if stay_in_place else piece.copy())
     return share
 
 
-def gather_trained(engine: Engine) -> State:
-    """Name -> fp32 weight of all that trains, on rank 0; empty elsewhere. A collective call."""
+def gather_trained(engine: Engine, write_extra: WriteExtra | None) -> State:
+    """What `write_extra` is given: name -> fp32 weight of all that trains, on rank 0.
+
+    A collective call. Empty on other ranks, and everywhere where there is nothing more to write.
+    """
     trained: State = {}
+    if write_extra is None:
+        return trained
     for name, weight in engine.states.whole_params():
         if engine.ranks.is_main:
             trained[name] = weight
@@ -223,7 +231,8 @@ def load_checkpoint(folder: Path, engine: Engine, facts: CheckpointFacts) -> Non
         CheckpointError: a file is missing or damaged, or a parameter has no saved state.
     """
     saved = StateFiles(folder, facts)
-    shapes = {name: tuple(engine.states.shape(one)) for name, one in engine.trainable()}
+    states = engine.states
+    shapes = {name: states.shape(parameter) for name, parameter in states.trainable()}
     absent = [name for name in shapes if name not in saved.names]
     if absent or len(saved.names) != len(shapes):
         surplus = sorted(saved.names - set(shapes))

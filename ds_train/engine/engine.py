@@ -7,7 +7,7 @@ ZeRO stage and the number of ranks. Only the modules of this folder import DeepS
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -67,7 +67,7 @@ class Engine:
                 engine.basic_optimizer,
                 self.states.partitions(),
                 weight=train.l2_sp,
-                dtype=next(parameter for _, parameter in self.trainable()).dtype,
+                dtype=next(parameter for _, parameter in self.states.trainable()).dtype,
             )
 
     @property
@@ -203,10 +203,6 @@ class Engine:
             forget_trace(self._engine.optimizer.parameter_offload.get_param_coordinator())
 
     # The trainable state, as this rank holds it.
-
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name (of the model inside our wrapper) and parameter of everything that trains."""
-        return self.states.trainable()
 
     def read_behind(self, wait: Callable[[], None]) -> None:
         """Somebody reads `states` beside the steps: `wait` is called before they change."""

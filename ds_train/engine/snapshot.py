@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from types import TracebackType
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -11,29 +11,22 @@ import torch
 class Snapshot:
     """Made by the thread that computes, entered by the thread that reads.
 
-    On a GPU what is read within is ordered after the work that was queued when this was made, and
-    runs on a stream of its own. Nothing may write what is read until then: that is the caller's to
-    see to. On a CPU there is nothing to order.
+    On a GPU what is read within `reading` is ordered after the work that was queued when this was
+    made, and runs on a stream of its own. Nothing may write what is read until then: that is the
+    caller's to see to. On a CPU there is nothing to order.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stack = ExitStack()
         self._queued: torch.cuda.Event | None = None
         if device.type == "cuda":
             self._queued = torch.cuda.Event()
             self._queued.record(torch.cuda.current_stream(device))
 
-    def __enter__(self) -> None:
-        if self._queued is not None:
-            stream = torch.cuda.Stream(self._device)
-            stream.wait_event(self._queued)
-            self._stack.enter_context(torch.cuda.stream(stream))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def reading(self) -> AbstractContextManager[Any]:
+        """Around the reads."""
+        if self._queued is None:
+            return nullcontext()
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_event(self._queued)
+        return torch.cuda.stream(stream)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ds_train.plan.execution import backward_order, forward_order
-from ds_train.plan.loss_chunks import slab_columns
+from ds_train.plan.loss_memory import columns_at_once
 from ds_train.plan.setting import Setting
 
 PRIMITIVE_BYTES = 620_000
@@ -29,17 +29,10 @@ def library_bytes(setting: Setting) -> int:
     if setting.width == 4:
         shape = setting.trainable.shape
         weights = [one.num_elements for one in shape.modules if one.is_linear]
-        weights.append(_columns_at_once(setting) * shape.hidden)  # the output layer, tied or not
+        columns = columns_at_once(setting) or shape.vocab
+        weights.append(columns * shape.hidden)  # the output layer, tied or not
         return min(PANEL_BYTES, 4 * max(weights))
     return PRIMITIVE_BYTES * len(set(products(setting)))
-
-
-def _columns_at_once(setting: Setting) -> int:
-    """Of the output layer's weight; a slab where the loss makes its gradient in slabs."""
-    shape, columns = setting.trainable.shape, None
-    if setting.trainable.trains_output and setting.config.model.loss_implementation != "chunked":
-        columns = slab_columns(setting.tokens, shape.hidden, shape.vocab, 4, None)
-    return columns or shape.vocab
 
 
 def products(setting: Setting) -> Iterator[tuple[str, int, tuple[int, ...]]]:

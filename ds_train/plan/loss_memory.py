@@ -54,17 +54,26 @@ def loss_memory(setting: Setting) -> LossMemory:
         working = _slabs(tokens, vocab, hidden, trains)
         stays = min(working, _CPU_KEPT_BYTES)
         return LossMemory(working - stays, gradients, stays)
-    if device == "cpu" and w == 4 and trains and kind in ("auto", "cpu"):
-        columns = slab_columns(tokens, hidden, vocab, w, None)
-        if columns is not None:  # the logits wait in the weight's gradient
-            slab = w * tokens * (columns + SLAB_PADDING)
-            return LossMemory(max(SLAB_BYTES, slab), gradients)
+    if (columns := columns_at_once(setting)) is not None:  # logits wait in the weight's gradient
+        slab = w * tokens * (columns + SLAB_PADDING)
+        return LossMemory(max(SLAB_BYTES, slab), gradients)
     beside = 12 if kind == "chunked" else 0
     rows = chunk_rows(tokens, vocab * (w + beside), None, device, trains)
     chunk = rows * vocab * (w + beside)
     if trains and rows < tokens and w == 2:
         chunk += 4 * weight  # the sum over chunks is fp32
     return LossMemory(chunk, gradients)
+
+
+def columns_at_once(setting: Setting) -> int | None:
+    """Of a slab, where the loss goes through the output layer in slabs: fp32 on a CPU, where that
+    layer trains and the fused loss has its kernels; else None."""
+    shape, kind = setting.trainable.shape, setting.config.model.loss_implementation
+    if not (setting.cluster.is_cpu and setting.width == 4 and kind in ("auto", "cpu")):
+        return None
+    if not (setting.trainable.trains_output and _is_fused(setting)):
+        return None
+    return slab_columns(setting.tokens, shape.hidden, shape.vocab, setting.width, None)
 
 
 def _slabs(tokens: int, vocab: int, hidden: int, trains: bool) -> int:

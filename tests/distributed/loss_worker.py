@@ -72,13 +72,12 @@ def compared(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, floa
 
 def whole_moments(engine: Engine) -> dict[str, Tensor]:
     """Adam's first moments, whole on every rank."""
-    whole = {
-        name: torch.zeros(engine.states.shape(parameter)) for name, parameter in engine.trainable()
-    }
-    for piece in engine.states.pieces():
+    states = engine.states
+    whole = {name: torch.zeros(states.shape(parameter)) for name, parameter in states.trainable()}
+    for piece in states.pieces():
         part = piece.tensors["exp_avg"].view(-1)
         whole[piece.name].view(-1)[piece.start : piece.start + len(part)] = part
-    if not engine.states.are_shared_out:
+    if not states.are_shared_out:
         return whole
     return {name: engine.ranks.sum(moment) for name, moment in whole.items()}
 
