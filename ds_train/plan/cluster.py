@@ -41,6 +41,8 @@ class Cluster:
     nvme: float | None = None
     """Of a node's disks, reading or writing."""
     is_cpu: bool = False
+    keeps_freed: bool = True
+    """Whether malloc keeps what is freed, as glibc's does; of a CPU (`cpu_heap.py`)."""
 
     @property
     def world_size(self) -> int:
@@ -66,6 +68,7 @@ _BYTES = ("gpu_memory", "reserved", "host_memory")
 _RATES = ("intra", "inter", "host_link", "nvme")
 _COUNTS = ("nodes", "gpus")
 _FLOPS = ("flops_16", "flops_32")
+_SWITCHES = ("is_cpu", "keeps_freed")
 
 
 def parse_rate(value: object) -> float:
@@ -88,7 +91,7 @@ def _parse(key: str, value: object) -> Any:
         return count
     if key in _FLOPS:
         return float(parse_count(value))
-    if key == "is_cpu" and isinstance(value, bool):
+    if key in _SWITCHES and isinstance(value, bool):
         return value
     raise ValueError(f"{value!r} is not what it takes")
 

@@ -6,6 +6,7 @@ Reads the recipe, config.json and the cluster's description; no torch, no GPU, n
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ds_train.launch.world import find_world
 from ds_train.paths import RunPaths
 from ds_train.plan.advise import choose_preset, compare_presets, smallest_change
 from ds_train.plan.cluster import Cluster, read_cluster, with_options
+from ds_train.plan.cpu_heap import keeps_freed_memory
 from ds_train.plan.estimate import DEFAULT_UTILISATION, estimate
 from ds_train.plan.model_files import describe_model
 from ds_train.plan.rules import check_rules
@@ -109,5 +111,11 @@ def find_cluster(config: RunConfig, name: str | None, options: dict[str, Any]) -
             "ds-train plan: say what the GPUs are, with --cluster NAME (ds_configs/clusters/), or "
             "--gpu-memory 80GiB and, for times, --intra 900GB/s --inter 50GB/s."
         )
-    memory = psutil.virtual_memory().total
-    return Cluster("this machine's CPU", 1, world.world_size, host_memory=memory, is_cpu=True)
+    return Cluster(
+        "this machine's CPU",
+        1,
+        world.world_size,
+        host_memory=psutil.virtual_memory().total,
+        is_cpu=True,
+        keeps_freed=keeps_freed_memory(os.environ),
+    )

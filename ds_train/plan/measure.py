@@ -25,8 +25,8 @@ from ds_train.launch.world import visible_gpus
 from ds_train.plan.architectures import ARCHITECTURES
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.command import write_json
+from ds_train.plan.cpu_libraries import PROCESS_BYTES
 from ds_train.plan.estimate import DEFAULT_UTILISATION, Estimate, estimate
-from ds_train.plan.memory import PROCESS_BYTES
 from ds_train.plan.model_files import describe_model, read_config
 from ds_train.plan.table import format_seconds_short
 from ds_train.units import format_bytes
@@ -148,7 +148,7 @@ def _measure(config: RunConfig, depth: int) -> Measured:
 
 def _planned(config: RunConfig) -> Estimate:
     """On one rank; a GPU without what its allocator and CUDA's context add."""
-    device = Cluster("one device", 1, 1, is_cpu=not visible_gpus())
+    device = Cluster("one device", 1, 1, is_cpu=not visible_gpus(), keeps_freed=False)
     return estimate(config, describe_model(config.model), device, DEFAULT_UTILISATION)
 
 
@@ -163,7 +163,8 @@ def _extrapolated(config: RunConfig, found: list[Measured], full: int) -> Measur
 
 def _table(config: RunConfig, found: list[Measured]) -> Iterator[str]:
     rows, length = config.train.per_device_train_batch_size, config.data.max_length
-    yield f"one rank, 2 micro-batches of {rows} rows x {length:,} tokens, third step"
+    freed = "" if visible_gpus() else "; what is freed is given back, which costs time"
+    yield f"one rank, 2 micro-batches of {rows} rows x {length:,} tokens, third step{freed}"
     yield f"{'layers':>8}{'planned':>14}{'measured':>14}{'error':>9}{'step':>12}"
     for one in found:
         note = "  extrapolated" if one.extrapolated else ""

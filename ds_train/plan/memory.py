@@ -12,7 +12,7 @@ With N parameters of which T train, n ranks, w bytes an element (Rajbhandari et 
 The peak is that of the backward pass, of the reduction after it or of the update, whichever is the
 highest: activations are gone when the temporaries of the others come. Within the backward pass too
 one thing is gone when the other comes (`backward_peak.py`). On a CPU the process itself counts, and
-what the libraries below torch keep (`cpu_libraries.py`). Compared with real runs in
+what the libraries below torch keep (`cpu_libraries.py`, `cpu_heap.py`). Compared with real runs in
 `benchmarks/results/plan_accuracy.md`.
 """
 
@@ -26,7 +26,8 @@ from typing import Literal
 
 from ds_train.plan.activations import Activations, activations
 from ds_train.plan.backward_peak import highest_moment
-from ds_train.plan.cpu_libraries import library_bytes
+from ds_train.plan.cpu_heap import heap_bytes
+from ds_train.plan.cpu_libraries import PROCESS_BYTES, library_bytes
 from ds_train.plan.disk import state_bytes
 from ds_train.plan.loss_memory import loss_memory
 from ds_train.plan.setting import Setting
@@ -37,8 +38,6 @@ Place = Literal["gpu", "host"]
 
 _QUANTISED = {"nf4": 4.127 / 8, "int8": 1.0}
 """Bytes of a weight: 4 bits and doubly quantised constants (QLoRA, arXiv 2305.14314, section 3)."""
-PROCESS_BYTES = 520_000_000
-"""Of a process on a CPU before the model: measured, 473 to 552 MB."""
 FRAGMENTATION = 0.05
 """Allowance of the caching allocator on a GPU, a share of the rest; not measured here."""
 
@@ -86,18 +85,20 @@ class Memory:
 def memory_of(setting: Setting) -> Memory:
     """Terms of one rank in a step that is not the first."""
     accountant = _Accountant(setting)
-    terms = [term for term in accountant.terms() if term.num_bytes]
+    terms, kept, gathers = list(accountant.terms()), accountant.activations, accountant.gathers
     if setting.cluster.is_cpu:  # host and device are one
-        terms = [replace(term, place="gpu") for term in terms]
-        terms.append(Term("kept by oneDNN, MKL", library_bytes(setting)))
-        terms.append(Term("process: Python, torch, DeepSpeed", PROCESS_BYTES))
+        freed = heap_bytes(setting, kept, gathers)
+        terms = [
+            *(replace(term, place="gpu") for term in terms),
+            Term("kept by oneDNN, MKL", library_bytes(setting)),
+            Term("freed, kept by malloc", freed, note="none with jemalloc preloaded"),
+            Term("process: Python, torch, DeepSpeed", PROCESS_BYTES),
+        ]
     else:
-        memory = Memory(tuple(terms), accountant.activations, accountant.gathers)
-        allowance = round(FRAGMENTATION * memory.peak)
+        allowance = round(FRAGMENTATION * Memory(tuple(terms), kept, gathers).peak)
         terms.append(Term("fragmentation", allowance, note=f"{FRAGMENTATION:.0%} of the rest"))
-        if setting.cluster.reserved:
-            terms.append(Term("CUDA context, NCCL", setting.cluster.reserved))
-    return Memory(tuple(terms), accountant.activations, accountant.gathers)
+        terms.append(Term("CUDA context, NCCL", setting.cluster.reserved))
+    return Memory(tuple(term for term in terms if term.num_bytes), kept, gathers)
 
 
 class _Accountant:
