@@ -15,6 +15,10 @@ const int64_t logit_rows[] = {
     ROWS(vocab), ROWS(stride), ROWS(slab_columns), ROWS(logit_scale), ROWS(softcap), ROWS(dtype),
     ROWS(write_gradient), int64_t(sizeof(LogitRows))};
 
+#define SLAB(member) int64_t(offsetof(SlabRows, member))
+const int64_t slab_rows[] = {SLAB(rows),   SLAB(state), SLAB(factor),
+                             SLAB(target), SLAB(first), int64_t(sizeof(SlabRows))};
+
 #define LINEAR(member) int64_t(offsetof(LinearCE, member))
 const int64_t linear_ce[] = {
     LINEAR(rows), LINEAR(hidden), LINEAR(hidden_stride), LINEAR(weight), LINEAR(weight_stride),
@@ -25,4 +29,5 @@ const int64_t linear_ce[] = {
 
 // offset of each member in the order of rows.h, then the size of the whole
 extern "C" const int64_t *ds_train_layout_logit_rows() { return logit_rows; }
+extern "C" const int64_t *ds_train_layout_slab_rows() { return slab_rows; }
 extern "C" const int64_t *ds_train_layout_linear_ce() { return linear_ce; }

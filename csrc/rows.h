@@ -23,8 +23,8 @@
 #include <cstdint>
 
 enum DsTrainDtype { DS_TRAIN_FP32 = 0, DS_TRAIN_BF16 = 1, DS_TRAIN_FP16 = 2 };
-// Columns that the CPU's row kernel reads at a time.
-enum { DS_TRAIN_ROW_BLOCK = 1024 };
+// Columns that the CPU's row kernel reads at a time; floats of what it knows of a row between slabs.
+enum { DS_TRAIN_ROW_BLOCK = 1024, DS_TRAIN_ROW_STATE = 16 };
 
 // Rows of logits: their statistics, and their gradient in their place.
 struct LogitRows {
@@ -52,6 +52,19 @@ struct LogitRows {
   int32_t dtype, write_gradient;
 };
 
+// Rows of logits of which one slab of columns after the other comes by, on the CPU in fp32. A call for
+// each: statistics so far, and exp(z - max) times d z / d (x . w) in the logits' place, 0 for the
+// label. Then one for the end: the statistics, and what makes the gradient of x from the sum S over
+// slabs of these times w: factor S + target w_y. Neither grad_logit_sum nor grad_entropy.
+struct SlabRows {
+  LogitRows rows;  // logits: of the slab, with vocab its columns and bias and class_weight its own;
+                   // slabs null; in the call for the end without logits
+  float *state;    // [rows, DS_TRAIN_ROW_STATE], untouched between the calls
+  float *factor;   // [rows] out: of a slab, what S of the slabs before it is to be multiplied by
+  float *target;   // [rows] out, at the end if write_gradient
+  int64_t first;   // column of the vocabulary that the slab begins with
+};
+
 // The whole operation on the CPU in bf16: logits, statistics, gradients of what isn't null.
 struct LinearCE {
   LogitRows rows;  // logits and slabs null, stride unused, dtype DS_TRAIN_BF16, rows = supervised tokens
@@ -71,6 +84,8 @@ struct LinearCE {
 extern "C" {
 // 0 = done; anything else: the arguments can't be served here.
 int ds_train_rows_cpu(const LogitRows *);
+int ds_train_slab_cpu(const SlabRows *);
+int ds_train_slabs_end_cpu(const SlabRows *);
 int ds_train_linear_ce_cpu(const LinearCE *);
 // 1 if ds_train_linear_ce_cpu can run on this machine for logits of this dtype.
 int ds_train_linear_ce_cpu_supported(int dtype);

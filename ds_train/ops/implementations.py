@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
-from ds_train.ops import native
+from ds_train.ops import native, one_pass, slab_loop
+from ds_train.ops.one_pass import compute_in_one_pass
 from ds_train.ops.problem import (
     Compute,
     Problem,
@@ -19,7 +20,7 @@ from ds_train.ops.problem import (
     empty_result,
 )
 from ds_train.ops.row_loop import compute_in_chunks
-from ds_train.ops.slab_loop import columns_of, compute_in_slabs
+from ds_train.ops.slab_loop import compute_in_slabs
 from ds_train.ops.torch_rows import torch_rows
 
 Implementation = Literal["auto", "reference", "chunked", "cpu", "cuda"]
@@ -88,9 +89,13 @@ def compute_with(name: str) -> Compute:
         if name == "cpu" and native.cpu_gemms(problem.hidden.dtype):
             return native.cpu_linear_ce(problem, upstream, wanted, chunk_bytes)
         if name == "cpu" and upstream is not None and wanted.weight:
-            columns = columns_of(problem, chunk_bytes)
+            columns = slab_loop.columns_of(problem, chunk_bytes)
             if columns is not None:
                 return compute_in_slabs(problem, upstream, wanted, columns)
+        elif name == "cpu":
+            columns = one_pass.columns_of(problem, upstream, wanted, chunk_bytes)
+            if columns is not None:
+                return compute_in_one_pass(problem, upstream, wanted, columns)
         row_kernel, bytes_beside = _ROW_KERNELS[name]
         return compute_in_chunks(
             problem,

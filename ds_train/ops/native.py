@@ -19,8 +19,10 @@ from ds_train.ops.build import library
 from ds_train.ops.problem import Problem, Result, Upstream, Wanted, empty_result
 from ds_train.ops.structs import (
     DTYPES,
+    ROW_STATE,
     LinearCE,
     LogitRows,
+    SlabRows,
     layout_fault,
     logit_rows,
     matrix,
@@ -88,6 +90,41 @@ def cpu_slabs(
     """What `cpu_rows` does, on all rows at once, their logits in slabs of columns [n, c]."""
     call = slab_rows(slabs, problem, upstream, result)
     _check(load("cpu").ds_train_rows_cpu(ctypes.byref(call)), "ds_train_rows_cpu")
+
+
+class CpuSlabs:
+    """`SlabRows` of csrc/rows.h: some rows of logits in fp32, of which slabs of columns come by."""
+
+    def __init__(
+        self, rows: slice, problem: Problem, upstream: Upstream | None, result: Result
+    ) -> None:
+        self._rows, self._problem, self._upstream, self._result = rows, problem, upstream, result
+        count = rows.stop - rows.start
+        self._state = torch.empty(count, ROW_STATE)
+        self.factor = torch.empty(count)
+        """[c] What the sum over the slabs before is to be multiplied by."""
+        self.target = torch.empty(count)
+        """[c] At the end: what the label's weight is to be multiplied by."""
+
+    def add(self, slab: Tensor, problem: Problem, first: int) -> None:
+        """Logits [c, columns] become what their weights are to be multiplied by.
+
+        `problem` has these columns of the vocabulary only, which begin with `first`.
+        """
+        call = logit_rows(slab, self._rows, problem, self._upstream, self._result)
+        self._call("ds_train_slab_cpu", call, first)
+
+    def end(self) -> None:
+        """The statistics, written to the result."""
+        device = torch.device("cpu")
+        call = row_arguments(self._rows, self._problem, self._upstream, self._result, device)
+        call.write_gradient = int(self._upstream is not None)
+        self._call("ds_train_slabs_end_cpu", call, 0)
+
+    def _call(self, function: str, rows: LogitRows, first: int) -> None:
+        state, factor, target = (one.data_ptr() for one in (self._state, self.factor, self.target))
+        call = SlabRows(rows=rows, state=state, factor=factor, target=target, first=first)
+        _check(getattr(load("cpu"), function)(ctypes.byref(call)), function)
 
 
 def cuda_rows(
@@ -177,7 +214,11 @@ def open_library(kind: Kind, path: Path) -> ctypes.CDLL:
     """The library at `path`, its functions typed. Raises BuildError if it isn't what we know."""
     try:
         loaded = ctypes.CDLL(str(path))
-        for struct, name in ((LogitRows, "logit_rows"), (LinearCE, "linear_ce")):
+        for struct, name in (
+            (LogitRows, "logit_rows"),
+            (SlabRows, "slab_rows"),
+            (LinearCE, "linear_ce"),
+        ):
             if fault := layout_fault(struct, getattr(loaded, f"ds_train_layout_{name}")):
                 raise BuildError(f"{path}: {fault}")
         for function, arguments in _FUNCTIONS[kind].items():
@@ -193,6 +234,8 @@ def open_library(kind: Kind, path: Path) -> ctypes.CDLL:
 _FUNCTIONS: dict[Kind, dict[str, list[Any]]] = {
     "cpu": {
         "ds_train_rows_cpu": [ctypes.POINTER(LogitRows)],
+        "ds_train_slab_cpu": [ctypes.POINTER(SlabRows)],
+        "ds_train_slabs_end_cpu": [ctypes.POINTER(SlabRows)],
         "ds_train_linear_ce_cpu": [ctypes.POINTER(LinearCE)],
         "ds_train_linear_ce_cpu_supported": [ctypes.c_int],
     },

@@ -17,6 +17,8 @@ from ds_train.plan.loss_chunks import ROW_BLOCK
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """DsTrainDtype of rows.h."""
+ROW_STATE = 16
+"""DS_TRAIN_ROW_STATE of rows.h."""
 
 
 class LogitRows(ctypes.Structure):
@@ -37,6 +39,16 @@ class LogitRows(ctypes.Structure):
         ("softcap", ctypes.c_float),
         ("dtype", ctypes.c_int32),
         ("write_gradient", ctypes.c_int32),
+    ]
+
+
+class SlabRows(ctypes.Structure):
+    """`SlabRows` of csrc/rows.h."""
+
+    _fields_ = [
+        ("rows", LogitRows),
+        *((name, ctypes.c_void_p) for name in ("state", "factor", "target")),
+        ("first", ctypes.c_int64),
     ]
 
 

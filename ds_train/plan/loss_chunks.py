@@ -1,4 +1,4 @@
-"""How many logits the fused loss holds at a time; `ops/row_loop.py` and `ops/slab_loop.py` do it.
+"""How many logits the fused loss holds at a time; the loops of `ops/` do it.
 
 Here, below torch, so that a plan counts the same memory that the loss takes.
 """
@@ -22,6 +22,9 @@ ROW_BLOCK = 1024
 SLAB_BYTES = 4 * _MIB
 """Beside the padding. In fp32, at 512 tokens, 896 wide, a vocabulary of 32768, slabs of 2, 4 and
 8 MiB took the same time to 3 % (processor time of one thread)."""
+PASS_ROWS = 4096
+"""Most that slabs of columns come by for at once; a product of so many rows does not notice that
+the weight is read again for the next."""
 SLAB_PADDING = 16  # elements; rows of a slab are a cache line more than a multiple of 4 KiB apart
 
 
@@ -33,14 +36,28 @@ def slab_columns(
     None where they can't: the gradient of a slab, [columns, dim], has to have room for the slab's
     logits, [num_rows, columns + padding]; or where one slab would be the whole vocabulary.
     """
-    column_bytes = num_rows * element_bytes
-    if chunk_bytes is None:
-        columns = max(1, SLAB_BYTES // column_bytes // ROW_BLOCK) * ROW_BLOCK
-    else:
-        columns = (chunk_bytes // column_bytes - SLAB_PADDING) // ROW_BLOCK * ROW_BLOCK
+    columns = _columns(num_rows * element_bytes, chunk_bytes)
     if not 0 < columns < vocab or num_rows * (columns + SLAB_PADDING) > columns * dim:
         return None
     return columns
+
+
+def pass_columns(
+    num_rows: int, vocab: int, element_bytes: int, chunk_bytes: int | None
+) -> int | None:
+    """Columns of a slab that comes by where the output layer does not train.
+
+    None where one slab would be the whole vocabulary, or `chunk_bytes` too few for a block.
+    """
+    columns = _columns(min(num_rows, PASS_ROWS) * element_bytes, chunk_bytes)
+    return columns if 0 < columns < vocab else None
+
+
+def _columns(column_bytes: int, chunk_bytes: int | None) -> int:
+    """Whole blocks."""
+    if chunk_bytes is None:
+        return max(1, SLAB_BYTES // column_bytes // ROW_BLOCK) * ROW_BLOCK
+    return (chunk_bytes // column_bytes - SLAB_PADDING) // ROW_BLOCK * ROW_BLOCK
 
 
 def chunk_rows(

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from ds_train.plan.loss_chunks import (
     CPU_LOGITS_BYTES,
+    PASS_ROWS,
     SLAB_BYTES,
     SLAB_PADDING,
     chunk_rows,
+    pass_columns,
     slab_columns,
 )
 from ds_train.plan.setting import Setting
@@ -54,9 +56,11 @@ def loss_memory(setting: Setting) -> LossMemory:
         working = _slabs(tokens, vocab, hidden, trains)
         stays = min(working, _CPU_KEPT_BYTES)
         return LossMemory(working - stays, gradients, stays)
-    if (columns := columns_at_once(setting)) is not None:  # logits wait in the weight's gradient
-        slab = w * tokens * (columns + SLAB_PADDING)
-        return LossMemory(max(SLAB_BYTES, slab), gradients)
+    if (columns := columns_at_once(setting)) is not None:
+        if trains:  # logits wait in the weight's gradient
+            return LossMemory(max(SLAB_BYTES, w * tokens * (columns + SLAB_PADDING)), gradients)
+        slab = w * min(tokens, PASS_ROWS) * (columns + SLAB_PADDING)
+        return LossMemory(slab + w * tokens * hidden, gradients)  # with the labels' weights
     beside = 12 if kind == "chunked" else 0
     rows = chunk_rows(tokens, vocab * (w + beside), None, device, trains)
     chunk = rows * vocab * (w + beside)
@@ -66,14 +70,16 @@ def loss_memory(setting: Setting) -> LossMemory:
 
 
 def columns_at_once(setting: Setting) -> int | None:
-    """Of a slab, where the loss goes through the output layer in slabs: fp32 on a CPU, where that
-    layer trains and the fused loss has its kernels; else None."""
+    """Of a slab, where the loss goes through the output layer in slabs: fp32 on a CPU, where the
+    fused loss has its kernels; else None."""
     shape, kind = setting.trainable.shape, setting.config.model.loss_implementation
     if not (setting.cluster.is_cpu and setting.width == 4 and kind in ("auto", "cpu")):
         return None
-    if not (setting.trainable.trains_output and _is_fused(setting)):
+    if not _is_fused(setting):
         return None
-    return slab_columns(setting.tokens, shape.hidden, shape.vocab, setting.width, None)
+    if setting.trainable.trains_output:
+        return slab_columns(setting.tokens, shape.hidden, shape.vocab, setting.width, None)
+    return pass_columns(setting.tokens, shape.vocab, setting.width, None)
 
 
 def _slabs(tokens: int, vocab: int, hidden: int, trains: bool) -> int:
