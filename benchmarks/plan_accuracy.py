@@ -44,6 +44,8 @@ OPERATIONS = {
 }
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 """For processes whose freed memory goes back to the system."""
+ALLOCATOR = ("LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_")
+"""Of the caller; not passed on."""
 SMALL = 16
 """Bytes of the messages about overflow and norm, which the plan leaves out."""
 MB = 1e6
@@ -66,7 +68,7 @@ def launch(
     port = free_port()
     command = [sys.executable, str(HERE / worker), *map(str, arguments)]
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ALLOCATOR},
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "MASTER_ADDR": "127.0.0.1",

@@ -1,5 +1,5 @@
 // The C interface of the fused loss: plain structs over raw pointers, mirrored with ctypes in
-// ds_train/ops/native.py. Nothing here knows torch.
+// ds_train/ops/structs.py. Nothing here knows torch.
 //
 // Per supervised token i, over vocabulary columns j (all arithmetic in fp32):
 //

@@ -39,7 +39,10 @@ int spread(void (*kernel)(const Arguments &, int64_t, int64_t), const Arguments 
   return 0;
 }
 
-bool is_slab(const SlabRows &a) { return a.rows.dtype == DS_TRAIN_FP32 && !a.rows.slabs; }
+bool is_slab(const SlabRows &a) {
+  const LogitRows &rows = a.rows;
+  return rows.dtype == DS_TRAIN_FP32 && !rows.slabs && !rows.grad_logit_sum && !rows.grad_entropy;
+}
 
 }  // namespace
 

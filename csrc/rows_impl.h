@@ -1,6 +1,7 @@
 // The row kernel of the CPU for one set of instructions: rows of logits in memory, their
-// statistics, and the gradient in their place. Compiled three times, by rows_baseline.cpp,
-// rows_avx2.cpp and rows_avx512.cpp, each of which defines DS_TRAIN_ROWS as the function's name.
+// statistics, and the gradient in their place. Compiled three times, by rows_cpu_baseline.cpp,
+// rows_cpu_avx2.cpp and rows_cpu_avx512.cpp, each of which defines DS_TRAIN_ROWS as the function's
+// name and, for slab_impl.h, two more.
 //
 // A row is read twice, in blocks that fit in the first cache: once for the running maximum and
 // sum, once for the gradient. The label's column is left out of the sum and treated by itself, so

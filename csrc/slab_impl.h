@@ -44,7 +44,7 @@ static float transform(const LogitRows &a, float *logits, const Row<Fp32> &row, 
 // Each logit becomes its exponential times the derivative of what `transform` did; sums are kept.
 static void exponentials(const LogitRows &a, float *logits, RowStats &s) {
   const float inverse_cap = a.softcap > 0 ? 1.0f / a.softcap : 0;
-  F others{}, shifted{};
+  F others, shifted;
   const auto step = [&](float *p) {
     const F z = vec::load(p), t = z - s.max, e = vec::exp(t);
     others += e;
@@ -53,17 +53,21 @@ static void exponentials(const LogitRows &a, float *logits, RowStats &s) {
     if (a.softcap > 0) d = e > 0.0f ? d * (1.0f - (z * inverse_cap) * (z * inverse_cap)) : e;
     vec::store(p, d);
   };
-  int64_t j = 0;
-  for (; j + vec::kLanes <= a.vocab; j += vec::kLanes) step(logits + j);
-  if (j < a.vocab) {
-    float padded[vec::kLanes];
-    vec::store(padded, vec::set(-INFINITY));
-    std::memcpy(padded, logits + j, (a.vocab - j) * sizeof(float));
-    step(padded);
-    std::memcpy(logits + j, padded, (a.vocab - j) * sizeof(float));
+  for (int64_t first = 0; first < a.vocab; first += kBlock) {  // short sums round less
+    const int64_t end = a.vocab - first < kBlock ? a.vocab : first + kBlock;
+    others = shifted = F{};
+    int64_t j = first;
+    for (; j + vec::kLanes <= end; j += vec::kLanes) step(logits + j);
+    if (j < end) {
+      float padded[vec::kLanes];
+      vec::store(padded, vec::set(-INFINITY));
+      std::memcpy(padded, logits + j, (end - j) * sizeof(float));
+      step(padded);
+      std::memcpy(logits + j, padded, (end - j) * sizeof(float));
+    }
+    s.others += vec::sum(others);
+    s.others_shifted += vec::sum(shifted);
   }
-  s.others += vec::sum(others);
-  s.others_shifted += vec::sum(shifted);
 }
 
 }  // namespace

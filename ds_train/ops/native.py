@@ -99,11 +99,11 @@ class CpuSlabs:
         self, rows: slice, problem: Problem, upstream: Upstream | None, result: Result
     ) -> None:
         self._rows, self._problem, self._upstream, self._result = rows, problem, upstream, result
-        count = rows.stop - rows.start
-        self._state = torch.empty(count, ROW_STATE)
-        self.factor = torch.empty(count)
+        count, hidden = rows.stop - rows.start, problem.hidden  # fp32, whatever torch's default is
+        self._state = hidden.new_empty(count, ROW_STATE)
+        self.factor = hidden.new_empty(count)
         """[c] What the sum over the slabs before is to be multiplied by."""
-        self.target = torch.empty(count)
+        self.target = hidden.new_empty(count)
         """[c] At the end: what the label's weight is to be multiplied by."""
 
     def add(self, slab: Tensor, problem: Problem, first: int) -> None:
@@ -116,7 +116,7 @@ class CpuSlabs:
 
     def end(self) -> None:
         """The statistics, written to the result."""
-        device = torch.device("cpu")
+        device = self._problem.hidden.device
         call = row_arguments(self._rows, self._problem, self._upstream, self._result, device)
         call.write_gradient = int(self._upstream is not None)
         self._call("ds_train_slabs_end_cpu", call, 0)
@@ -192,7 +192,7 @@ def cpu_linear_ce(
         result.grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
         call.grad_weight = result.grad_weight.data_ptr()
     if call.rows.write_gradient and wanted.bias:
-        result.grad_bias = torch.empty(weight.shape[0], dtype=torch.float32)
+        result.grad_bias = hidden.new_empty(weight.shape[0], dtype=torch.float32)
         call.grad_bias = result.grad_bias.data_ptr()
     _check(load("cpu").ds_train_linear_ce_cpu(ctypes.byref(call)), "ds_train_linear_ce_cpu")
     return result

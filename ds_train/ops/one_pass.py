@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ds_train.ops import native
 from ds_train.ops.problem import Problem, Result, Upstream, Wanted, empty_result
-from ds_train.plan.loss_chunks import PASS_ROWS, SLAB_PADDING, pass_columns
+from ds_train.plan.loss_chunks import SLAB_PADDING, pass_columns, pass_rows
 
 
 def columns_of(
@@ -49,9 +49,10 @@ def compute_in_one_pass(
     else:
         upstream = None
     n = hidden.shape[0]
-    slab = hidden.new_empty(min(n, PASS_ROWS), columns + SLAB_PADDING)
-    for start in range(0, n, PASS_ROWS):
-        _pass(problem, upstream, result, slice(start, min(start + PASS_ROWS, n)), columns, slab)
+    at_once = pass_rows(n)
+    slab = hidden.new_empty(at_once, columns + SLAB_PADDING)
+    for start in range(0, n, at_once):
+        _pass(problem, upstream, result, slice(start, min(start + at_once, n)), columns, slab)
     return result
 
 

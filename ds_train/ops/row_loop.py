@@ -2,7 +2,8 @@
 
 Only one chunk of logits exists at a time. With a frozen head that is two GEMMs and nothing of the
 weight's size; the weight's gradient is summed over the chunks in fp32. `chunked` and `cuda` are
-this loop around two row kernels, and `cpu` is too where its own GEMMs do not apply.
+this loop around two row kernels. `cpu` is too where neither its own GEMMs nor `slab_loop.py` nor
+`one_pass.py` apply: in fp16, and in fp32 with more tokens than fit, or label smoothing, say.
 """
 
 from __future__ import annotations

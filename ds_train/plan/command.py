@@ -117,5 +117,5 @@ def find_cluster(config: RunConfig, name: str | None, options: dict[str, Any]) -
         world.world_size,
         host_memory=psutil.virtual_memory().total,
         is_cpu=True,
-        keeps_freed=keeps_freed_memory(os.environ),
+        keeps_freed=keeps_freed_memory({**os.environ, **config.cluster.env}),
     )

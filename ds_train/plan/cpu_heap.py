@@ -18,7 +18,10 @@ from ds_train.plan.zero3_trace import Gathers
 OF_ACTIVATIONS, OF_GATHERED = 1.5, 1.6
 """Shares that the heap keeps; fitted to the 28 runs of benchmarks/plan_accuracy.py, not derived.
 Recomputation allocates and frees whole layers one after the other, which leaves as many holes."""
+_FROM_HEAP = 32 << 20
+"""Bytes. Larger blocks come from the system and go back to it."""
 _GIVE_BACK = ("jemalloc", "tcmalloc", "mimalloc")
+"""Allocators that reuse such blocks: measured with the first, taken for granted of the others."""
 _SMALL = 1 << 20
 """Bytes. A fixed threshold above it leaves blocks of activations in the heap."""
 
@@ -27,8 +30,14 @@ def heap_bytes(setting: Setting, kept: Activations, gathers: Gathers | None) -> 
     """What is resident beside a plan's other terms; 0 where freed memory is given back."""
     if not setting.cluster.keeps_freed:
         return 0
-    gathered = 0 if gathers is None else setting.width * gathers.peak_elements
-    return round(OF_ACTIVATIONS * kept.at_the_loss(recompute=False) + OF_GATHERED * gathered)
+    shape, width, total = setting.trainable.shape, setting.width, 0.0
+    if width * setting.tokens * shape.hidden <= _FROM_HEAP:
+        total += OF_ACTIVATIONS * kept.at_the_loss(recompute=False)
+    layers = [one for one in setting.trainable.parameters if one.module.layer is not None]
+    largest = max((one.num_elements for one in layers), default=0)
+    if gathers is not None and width * largest <= _FROM_HEAP:
+        total += OF_GATHERED * width * gathers.peak_elements
+    return round(total)
 
 
 def keeps_freed_memory(environment: Mapping[str, str]) -> bool:

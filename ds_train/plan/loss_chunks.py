@@ -49,8 +49,13 @@ def pass_columns(
 
     None where one slab would be the whole vocabulary, or `chunk_bytes` too few for a block.
     """
-    columns = _columns(min(num_rows, PASS_ROWS) * element_bytes, chunk_bytes)
+    columns = _columns(pass_rows(num_rows) * element_bytes, chunk_bytes)
     return columns if 0 < columns < vocab else None
+
+
+def pass_rows(num_rows: int) -> int:
+    """Rows that slabs come by for at once; the passes are about equally long."""
+    return math.ceil(num_rows / math.ceil(num_rows / PASS_ROWS))
 
 
 def _columns(column_bytes: int, chunk_bytes: int | None) -> int:

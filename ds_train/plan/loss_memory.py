@@ -2,10 +2,11 @@
 
 The fused loss makes its gradients in the forward pass: of the hidden states, and of the weight
 where that trains (in fp32 while several chunks add up). Where it can't run (LoRA on the output
-layer under ZeRO-3, DoRA there, a quantised layer), the logits of all supervised positions stand.
+layer under ZeRO-3, DoRA or IA3 there), the logits of all supervised positions stand.
 
-In bf16 on a CPU no chunk stands: slabs of columns do, with what is packed for the products, and
-the first 64 MiB of it stay with the process (`csrc/linear_ce_cpu.cpp`, `LinearRun::allocate`).
+On a CPU slabs of columns stand instead of a chunk of rows: in bf16 with what is packed for the
+products, of which the first 64 MiB stay with the process (`csrc/linear_ce_cpu.cpp`,
+`LinearRun::allocate`); in fp32 where `loss_chunks.py` says so.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from dataclasses import dataclass
 
 from ds_train.plan.loss_chunks import (
     CPU_LOGITS_BYTES,
-    PASS_ROWS,
     SLAB_BYTES,
     SLAB_PADDING,
     chunk_rows,
     pass_columns,
+    pass_rows,
     slab_columns,
 )
 from ds_train.plan.setting import Setting
+from ds_train.plan.trainable import Parameter
 
 _CPU_KEPT_BYTES = 64 * 2**20
 _PANEL, _SLAB, _SLABS_IN_GROUP, _GROUPS = 32, 256, 2, 3
@@ -33,7 +35,7 @@ class LossMemory:
     """Bytes of one micro-batch on one rank."""
 
     chunk: int
-    """Logits that stand at once."""
+    """Logits that stand at once, and what is beside them as long."""
     gradients: int
     """Of hidden states and weight, until the backward pass has passed."""
     stays: int = 0
@@ -42,44 +44,71 @@ class LossMemory:
 
 def loss_memory(setting: Setting) -> LossMemory:
     """Upper bound: every token of the row is supervised."""
-    shape, w = setting.trainable.shape, setting.width
-    tokens, vocab, hidden = setting.tokens, shape.vocab, shape.hidden
-    trains = setting.trainable.trains_output
-    kind = setting.config.model.loss_implementation
+    w, tokens, kind = setting.width, setting.tokens, setting.config.model.loss_implementation
+    vocab, width, trains = _output(setting)
     if kind == "reference" or not _is_fused(setting):
         # logits, these in fp32, their softmax, and the gradient of the logits
+        hidden = setting.trainable.shape.hidden
         return LossMemory(tokens * vocab * (2 * w + 8), w * tokens * hidden)
-    weight = vocab * hidden
-    gradients = w * tokens * hidden + (w * weight if trains else 0)
-    device = "cpu" if setting.cluster.is_cpu else "cuda"
-    if device == "cpu" and setting.config.model.dtype == "bf16" and kind in ("auto", "cpu"):
-        working = _slabs(tokens, vocab, hidden, trains)
+    weight = vocab * width
+    gradients = w * tokens * width + (w * weight if trains else 0)
+    copy = w * weight if _num_appended(setting) else 0
+    if setting.cluster.is_cpu and setting.config.model.dtype == "bf16" and kind in ("auto", "cpu"):
+        working = _slabs(tokens, vocab, width, trains)
         stays = min(working, _CPU_KEPT_BYTES)
-        return LossMemory(working - stays, gradients, stays)
+        return LossMemory(copy + working - stays, gradients, stays)
+    return LossMemory(copy + _chunk(setting), gradients)
+
+
+def _chunk(setting: Setting) -> int:
+    """Logits that stand at once, and what the loss needs beside them."""
+    w, tokens, kind = setting.width, setting.tokens, setting.config.model.loss_implementation
+    vocab, width, trains = _output(setting)
     if (columns := columns_at_once(setting)) is not None:
         if trains:  # logits wait in the weight's gradient
-            return LossMemory(max(SLAB_BYTES, w * tokens * (columns + SLAB_PADDING)), gradients)
-        slab = w * min(tokens, PASS_ROWS) * (columns + SLAB_PADDING)
-        return LossMemory(slab + w * tokens * hidden, gradients)  # with the labels' weights
+            return max(SLAB_BYTES, w * tokens * (columns + SLAB_PADDING))
+        return w * pass_rows(tokens) * (columns + SLAB_PADDING + width)  # with labels' weights
     beside = 12 if kind == "chunked" else 0
+    device = "cpu" if setting.cluster.is_cpu else "cuda"
     rows = chunk_rows(tokens, vocab * (w + beside), None, device, trains)
     chunk = rows * vocab * (w + beside)
     if trains and rows < tokens and w == 2:
-        chunk += 4 * weight  # the sum over chunks is fp32
-    return LossMemory(chunk, gradients)
+        chunk += 4 * vocab * width  # the sum over chunks is fp32
+    return chunk
 
 
 def columns_at_once(setting: Setting) -> int | None:
     """Of a slab, where the loss goes through the output layer in slabs: fp32 on a CPU, where the
     fused loss has its kernels; else None."""
-    shape, kind = setting.trainable.shape, setting.config.model.loss_implementation
+    kind, (vocab, width, trains) = setting.config.model.loss_implementation, _output(setting)
     if not (setting.cluster.is_cpu and setting.width == 4 and kind in ("auto", "cpu")):
         return None
     if not _is_fused(setting):
         return None
-    if setting.trainable.trains_output:
-        return slab_columns(setting.tokens, shape.hidden, shape.vocab, setting.width, None)
-    return pass_columns(setting.tokens, shape.vocab, setting.width, None)
+    if trains:
+        return slab_columns(setting.tokens, width, vocab, setting.width, None)
+    return pass_columns(setting.tokens, vocab, setting.width, None)
+
+
+def _output(setting: Setting) -> tuple[int, int, bool]:
+    """Sizes of the weight that the loss gets, [vocab, width], and whether it makes its gradient."""
+    shape, appended = setting.trainable.shape, _num_appended(setting)
+    trains = setting.trainable.trains_output or appended > 0
+    return shape.vocab, shape.hidden + appended, trains
+
+
+def _num_appended(setting: Setting) -> int:
+    """Columns that LoRA appends to the output layer's weight for each call (`model/head.py`)."""
+    return min((min(one.shape) for one in _output_adapters(setting)), default=0)
+
+
+def _output_adapters(setting: Setting) -> list[Parameter]:
+    output = setting.trainable.shape.output
+    return [
+        one
+        for one in setting.trainable.trained
+        if output is not None and one.kind == "adapter" and one.module.name == output.name
+    ]
 
 
 def _slabs(tokens: int, vocab: int, hidden: int, trains: bool) -> int:
@@ -99,11 +128,7 @@ def _slabs(tokens: int, vocab: int, hidden: int, trains: bool) -> int:
 
 
 def _is_fused(setting: Setting) -> bool:
-    output = setting.trainable.shape.output
-    adapted = output is not None and any(
-        one.kind == "adapter" and one.module.name == output.name
-        for one in setting.trainable.trained
-    )
-    if not adapted:
+    if not _output_adapters(setting):
         return True
-    return setting.stage < 3 and not setting.config.adapter.use_dora
+    adapter = setting.config.adapter
+    return setting.stage < 3 and adapter.method != "ia3" and not adapter.use_dora

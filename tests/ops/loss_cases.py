@@ -169,7 +169,7 @@ def _reduced(losses: Tensor, inputs: Inputs, reduction: str, ignore_index: int) 
     return total / plain_denominator(inputs, ignore_index).to(total.dtype)
 
 
-def _scalar(loss: Tensor) -> Tensor:
+def scalar_of(loss: Tensor) -> Tensor:
     """A function of the loss whose gradient is not 1 and, per row, not constant."""
     if loss.dim() == 0:
         return loss * 0.7
@@ -181,7 +181,7 @@ def plain(inputs: Inputs, reduction: str = "sum", **settings: Any) -> Outcome:
     fresh = Inputs(**{**vars(inputs), **_requiring(inputs)})
     losses = plain_losses(fresh, **settings)
     loss = _reduced(losses, inputs, reduction, settings.get("ignore_index", IGNORE))
-    return _outcome(loss, _scalar(loss), fresh.leaves())
+    return _outcome(loss, scalar_of(loss), fresh.leaves())
 
 
 def truth(inputs: Inputs, reduction: str = "sum", **settings: Any) -> Outcome:
@@ -202,7 +202,7 @@ def fused(subject: Subject, inputs: Inputs, reduction: str = "sum", **settings: 
         implementation=subject.implementation,
         **settings,
     )
-    return _outcome(loss, _scalar(loss), fresh.leaves())
+    return _outcome(loss, scalar_of(loss), fresh.leaves())
 
 
 def _requiring(inputs: Inputs) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,23 +15,26 @@ from loss_cases import (
     Inputs,
     Outcome,
     Subject,
-    _scalar,
     assert_exact_enough,
     changed,
     error,
     make_inputs,
     plain,
+    scalar_of,
     truth,
 )
 from torch import Tensor
 
-from ds_train.ops import implementations, linear_cross_entropy, linear_logprobs, one_pass
+from ds_train.ops import implementations, linear_cross_entropy, linear_logprobs, native, one_pass
+from ds_train.ops.problem import Problem, Upstream, Wanted
+from ds_train.ops.structs import ROW_STATE
 from ds_train.plan.loss_chunks import (
     PASS_ROWS,
     ROW_BLOCK,
     SLAB_BYTES,
     SLAB_PADDING,
     pass_columns,
+    pass_rows,
 )
 
 N, D, V = 37, 40, 3001  # three slabs, the last one narrower
@@ -77,7 +81,7 @@ def frozen(inputs: Inputs, reduction: str = "none", **settings: Any) -> Outcome:
         implementation="cpu",
         **{"chunk_bytes": ONE_BLOCK, **settings},
     )
-    (gradient,) = torch.autograd.grad(_scalar(loss), [hidden])
+    (gradient,) = torch.autograd.grad(scalar_of(loss), [hidden])
     return Outcome(loss.detach().double(), {"hidden": gradient.double()})
 
 
@@ -134,7 +138,7 @@ def test_rows_in_several_passes(
 ) -> None:
     inputs = make_inputs(N, D, V, masked=0.0, bias=True)
     whole = frozen(inputs)
-    monkeypatch.setattr(one_pass, "PASS_ROWS", 16)
+    monkeypatch.setattr(one_pass, "pass_rows", lambda num_rows: 16)
     parts = frozen(inputs)
     assert set(taken) == {ROW_BLOCK}
     assert error(parts.loss, whole.loss) < 1e-6
@@ -170,6 +174,66 @@ def test_no_gradient_where_there_is_none_to_make(subject: Subject, taken: list[i
         )  # fmt: skip
     assert error(loss, truth(inputs, "none").loss) < 1e-6
     assert set(taken) == {ROW_BLOCK}
+
+
+def test_slabs_of_several_blocks(subject: Subject, taken: list[int]) -> None:
+    inputs = make_inputs(N, D, V + 2 * ROW_BLOCK, spread=3.0)
+    room = 4 * N * (3 * ROW_BLOCK + SLAB_PADDING)
+    eager, exact = (of_hidden(one(inputs, "none")) for one in (plain, truth))
+    assert_exact_enough(frozen(inputs, chunk_bytes=room), eager, exact, FP32)
+    assert set(taken) == {3 * ROW_BLOCK}
+
+
+def test_a_weight_whose_rows_lie_apart(subject: Subject, taken: list[int]) -> None:
+    inputs = make_inputs(N, D, V)
+    wide = torch.full((V, D + 7), math.nan)
+    wide[:, :D] = inputs.weight
+    apart = frozen(changed(inputs, weight=wide[:, :D]))
+    assert error(apart.gradients["hidden"], frozen(inputs).gradients["hidden"]) < 1e-6
+    assert set(taken) == {ROW_BLOCK}
+
+
+def test_whatever_torch_makes_by_default(
+    subject: Subject, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = make_inputs(N, D, V)
+    usual = frozen(inputs)
+    for dtype in (torch.float64, torch.bfloat16):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            again = frozen(inputs)
+        finally:
+            torch.set_default_dtype(before)
+        assert torch.equal(again.gradients["hidden"], usual.gradients["hidden"])
+    assert set(taken) == {ROW_BLOCK}
+
+
+@pytest.mark.parametrize("label", [-7, V, V + 5, 2**40])
+def test_a_label_outside_the_vocabulary_is_a_row_of_nan(subject: Subject, label: int) -> None:
+    """The public function refuses it; beneath, it must not be read."""
+    inputs = make_inputs(4, D, V, masked=0.0)
+    labels = torch.tensor([0, label, V - 1, 5])
+    problem = Problem(hidden=inputs.hidden, weight=inputs.weight, labels=labels)
+    upstream = Upstream(logprob=torch.ones(4))
+    found = one_pass.compute_in_one_pass(problem, upstream, Wanted(hidden=True), ROW_BLOCK)
+    assert found.logprob.isnan().tolist() == [False, True, False, False]
+    assert found.grad_hidden is not None
+    assert found.grad_hidden.isnan().all(-1).tolist() == [False, True, False, False]
+
+
+def test_what_is_not_served_is_refused(subject: Subject) -> None:
+    inputs = make_inputs(4, D, V, masked=0.0)
+    problem = Problem(hidden=inputs.hidden, weight=inputs.weight, labels=inputs.labels)
+    upstream = Upstream(logprob=torch.ones(4), entropy=torch.ones(4))
+    with pytest.raises(RuntimeError, match="ds_train_slab_cpu"):
+        one_pass.compute_in_one_pass(problem, upstream, Wanted(hidden=True), ROW_BLOCK)
+
+
+def test_sizes_are_those_of_the_kernels() -> None:
+    header = (Path(native.__file__).parents[2] / "csrc" / "rows.h").read_text()
+    assert f"DS_TRAIN_ROW_BLOCK = {ROW_BLOCK}," in header
+    assert f"DS_TRAIN_ROW_STATE = {ROW_STATE} " in header
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -243,6 +307,20 @@ def test_what_takes_rows_of_whole_logits(
     assert not taken
 
 
+def test_a_bias_that_trains_takes_rows_of_whole_logits(subject: Subject, taken: list[int]) -> None:
+    inputs = make_inputs(N, D, V, bias=True)
+    assert inputs.bias is not None
+    bias = inputs.bias.clone().requires_grad_()
+    linear_cross_entropy(
+        inputs.hidden, inputs.weight, inputs.labels, bias=bias, reduction="sum",
+        implementation="cpu", chunk_bytes=ONE_BLOCK,
+    ).backward()  # fmt: skip
+    exact = truth(inputs)
+    assert bias.grad is not None
+    assert error(bias.grad, exact.gradients["bias"] / 0.7) < 1e-6
+    assert not taken
+
+
 def test_a_gradient_of_the_entropy_takes_rows_of_whole_logits(
     subject: Subject, taken: list[int]
 ) -> None:
@@ -260,7 +338,12 @@ def test_a_gradient_of_the_entropy_takes_rows_of_whole_logits(
 def test_columns_of_a_slab() -> None:
     assert pass_columns(512, 32768, 4, None) == 2048
     assert pass_columns(4096, 32768, 4, None) == ROW_BLOCK
-    assert pass_columns(100_000, 32768, 4, None) == pass_columns(PASS_ROWS, 32768, 4, None)
+    assert pass_columns(100_000, 32768, 4, None) == ROW_BLOCK
+    assert [pass_rows(n) for n in (1, PASS_ROWS, PASS_ROWS + 1)] == [
+        1,
+        PASS_ROWS,
+        PASS_ROWS // 2 + 1,
+    ]
     assert SLAB_BYTES >= 4 * 512 * 2048
     assert pass_columns(10, 32768, 4, None) is None  # all logits are smaller than a slab
     assert pass_columns(512, ROW_BLOCK, 4, None) is None

@@ -75,6 +75,17 @@ def test_gathered_weights_leave_holes_too(make: Callable[..., RunConfig]) -> Non
     assert holes[1] > holes[0]
 
 
+def test_large_blocks_go_back_by_themselves(make: Callable[..., RunConfig]) -> None:
+    """[tokens, hidden] in fp32 above 32 MiB."""
+    cluster = Cluster("here", 1, 2, is_cpu=True)
+    config = make(model={"name_or_path": "x", "dtype": "fp32"}, data={"max_length": 1 << 20})
+    raw = AutoConfig.for_model("llama", **sizes_of("llama", 3)).to_dict()
+    batch = batch_arithmetic(config, 2)
+    trainable = choose(shape_of(raw), config.adapter)
+    plan = memory_of(Setting(config, resolve_ds_config(config, batch), batch, trainable, cluster))
+    assert "freed, kept by malloc" not in {one.name for one in plan.terms}
+
+
 def test_a_gpu_has_none_of_it(make: Callable[..., RunConfig]) -> None:
     terms = memory(make, Cluster("there", 1, 2, gpu_memory=80 << 30), preset="zero2").terms
     assert "freed, kept by malloc" not in {one.name for one in terms}
