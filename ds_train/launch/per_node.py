@@ -63,6 +63,6 @@ def refuse_restarts(cluster: ClusterConfig) -> None:
     if cluster.restarts:
         raise ConfigError(
             f"cluster.restarts = {cluster.restarts}: here something else starts the nodes, and "
-            "only that can start them again, as the files of ds-train launch ask Slurm and "
-            "Kubernetes to; set it to 0. The run goes on from its last checkpoint all the same."
+            "only that can start them again (launch/recovery.md says when it does); set it to 0. "
+            "The run goes on from its last checkpoint all the same."
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ds_train.errors import RunFailed
 from ds_train.launch.board import Board
-from ds_train.launch.failure import Ended, find_failure
+from ds_train.launch.failure import Ended, Failure, find_failure
 from ds_train.launch.guard import (
     PARENT_VARIABLE,
     describe_parent,
@@ -51,6 +51,7 @@ def run_launcher(
     tell_stop: bool = False,
     board: Board | None = None,
     hang_seconds: float | None = None,
+    on_refusal: Callable[[Failure], object] | None = None,
     say: Callable[[str], object] = print,
 ) -> int:
     """Run the launcher to its end; returns 0 (also when stopped and saved) or 2 (user's input).
@@ -61,6 +62,7 @@ def run_launcher(
     Raises RunFailed when a rank ended otherwise. `port` names the shared memory to free;
     `stop_file` is what ranks on other hosts look for, where no signal of ours reaches them;
     `board` holds what the ranks note, and `hang_seconds` is for the message about a hang.
+    `on_refusal` is told the cause of a 2, whose message the ranks have printed.
     """
     environment = dict(os.environ) if environment is None else dict(environment)
     with tempfile.TemporaryDirectory(prefix="ds-train-") as folder, caught_signals() as caught:
@@ -91,10 +93,13 @@ def run_launcher(
                 board.clear()
             return 0
         if code == 2:
+            if on_refusal is not None:
+                on_refusal(_failure(Ended(code, {}, {}), board, hang_seconds))
             return 2
         now = count_oom_kills() if is_local else None
         num_kills = None if oom_kills is None or now is None else now - oom_kills
-        raise _failed(Ended(code, {}, {}, num_oom_kills=num_kills), board, hang_seconds)
+        failure = _failure(Ended(code, {}, {}, num_oom_kills=num_kills), board, hang_seconds)
+        raise RunFailed(str(failure), failure)
 
 
 def _become_launcher() -> None:
@@ -188,10 +193,9 @@ def _end_other_hosts(process: subprocess.Popen[bytes], board: Board | None) -> N
         process.wait(timeout=_OTHER_HOSTS_SECONDS)
 
 
-def _failed(ended: Ended, board: Board | None, hang_seconds: float | None) -> RunFailed:
-    """The error that names the cause, from how the launcher ended and what the ranks have noted."""
-    failure = find_failure(ended if board is None else board.fill_in(ended, hang_seconds))
-    return RunFailed(str(failure), failure)
+def _failure(ended: Ended, board: Board | None, hang_seconds: float | None) -> Failure:
+    """The cause, from how the launcher ended and what the ranks have noted."""
+    return find_failure(ended if board is None else board.fill_in(ended, hang_seconds))
 
 
 def _ended_well(exit_folder: Path | None, board: Board | None) -> bool:

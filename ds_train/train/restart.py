@@ -47,7 +47,7 @@ def train_to_the_end(
     restarts = Restarts(recipe, overrides, launcher_args, launch, say)
     while True:
         try:
-            return start_training(launch)
+            return start_training(launch, on_refusal=restarts.note)
         except RunFailed as error:
             if error.failure is None:
                 raise
@@ -77,8 +77,12 @@ class Restarts:
         try:
             return self._launch_after(launch, failure)
         except RunFailed:
-            self._write_line(self._paths.failures, failure, str(failure), {})
+            self.note(failure)
             raise
+
+    def note(self, failure: Failure) -> None:
+        """A failure after which nobody starts the run again."""
+        self._write_line(self._paths.failures, failure, str(failure), {})
 
     def _launch_after(self, launch: Launch, failure: Failure) -> Launch:
         lost = _lost_hosts(launch, self._args) if failure.can_restart else {}

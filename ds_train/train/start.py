@@ -6,6 +6,7 @@ No process group exists here; a fault leaves nothing behind.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ds_train.checkpoint.checksums import set_aside_damaged
@@ -19,6 +20,7 @@ from ds_train.evaluate.task_list import open_recipe_tasks
 from ds_train.launch.board import Board
 from ds_train.launch.command import launcher_environment, master_port, show_command
 from ds_train.launch.environment import ENV_FILE, env_file_text
+from ds_train.launch.failure import Failure
 from ds_train.launch.process import run_launcher
 from ds_train.launch.world import World
 from ds_train.model.check import check_model
@@ -29,8 +31,15 @@ from ds_train.plan.resume import check_same_inputs, check_same_run
 from ds_train.plan.validate import summary
 
 
-def start_training(launch: Launch, *, tell_stop: bool = False) -> int:
-    """Check the model, tokenise, launch; returns the exit code (`tell_stop`: see `run_launcher`).
+def start_training(
+    launch: Launch,
+    *,
+    tell_stop: bool = False,
+    on_refusal: Callable[[Failure], object] | None = None,
+) -> int:
+    """Check the model, tokenise, launch; returns the exit code.
+
+    `tell_stop`, `on_refusal`: see `run_launcher`.
 
     Raises DataError, ModelError, CheckpointError before the launch, RunFailed after it.
     """
@@ -60,7 +69,7 @@ def start_training(launch: Launch, *, tell_stop: bool = False) -> int:
         num_rollbacks = len(read_rollbacks(paths))
         print("launching: " + show_command(launch.command), flush=True)
         try:
-            return _launch(launch, tell_stop)
+            return _launch(launch, tell_stop, on_refusal)
         except RunFailed:
             if len(read_rollbacks(paths)) == num_rollbacks:
                 raise
@@ -68,7 +77,7 @@ def start_training(launch: Launch, *, tell_stop: bool = False) -> int:
             set_aside_damaged(paths, print)
 
 
-def _launch(launch: Launch, tell_stop: bool) -> int:
+def _launch(launch: Launch, tell_stop: bool, on_refusal: Callable[[Failure], object] | None) -> int:
     """The launcher, from its environment to its end; see `run_launcher`."""
     plan, cluster = launch.plan, launch.plan.config.cluster
     paths = RunPaths(Path(plan.config.output_dir))
@@ -89,6 +98,7 @@ def _launch(launch: Launch, tell_stop: bool) -> int:
         tell_stop=tell_stop,
         board=board,
         hang_seconds=cluster.hang_seconds,
+        on_refusal=on_refusal,
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 from ds_train.config.load import config_from_dict
 from ds_train.errors import RunFailed
 from ds_train.launch.command import launcher_command, launcher_environment
+from ds_train.launch.failure import Failure
 from ds_train.launch.process import remove_shared_memory, run_launcher
 from ds_train.launch.world import find_world
 
@@ -87,7 +88,11 @@ def test_success_is_zero(command: Callable[[str], list[str]]) -> None:
 
 
 def test_input_error_of_a_rank_is_2(command: Callable[[str], list[str]]) -> None:
-    assert run_launcher(command("exit2")) == 2
+    told: list[Failure] = []
+    assert run_launcher(command("exit2"), on_refusal=told.append) == 2
+    assert [str(one) for one in told] == [
+        "a training process ended with exit code 2; its error stands above."
+    ]
 
 
 def test_failure_and_kill_of_a_rank_are_told(command: Callable[[str], list[str]]) -> None:

@@ -197,6 +197,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"engine": zero(stage=3, offload_optimizer={"device": "nvme"})},
         "nvme_path is missing",
     ),
+    ({"engine": {"preset": "zero3_offload_nvme"}}, "nvme_path is missing"),
     (
         {"engine": zero(offload_optimizer={"device": "cpu", "ratio": 0.5})},
         "only stage 3 offloads in part",
@@ -237,7 +238,12 @@ ALLOWED: list[dict[str, Any]] = [
     {"train": {"warmup_steps": 100}},
     {"data": {"train": [{"path": "x/y", "format": "text"}], "loss_on": "all"}},
     {"engine": {"preset": "zero2_offload_cpu"}},
-    {"engine": {"preset": "zero3_offload_nvme"}},
+    {
+        "engine": {
+            "preset": "zero3_offload_nvme",
+            "overrides": {"zero_optimization": {"offload_optimizer": {"nvme_path": "/x"}}},
+        }
+    },
     {"engine": zero(stage=3, zero_hpz_partition_size=2)},
     {
         "engine": zero(stage=3, stage3_module_granularity_threshold=1000),

@@ -49,7 +49,7 @@ class Launches:
         self.commands: list[list[str]] = []
         self.rows: list[int] = []
 
-    def __call__(self, launch: Launch) -> int:
+    def __call__(self, launch: Launch, on_refusal: Callable[[Failure], object]) -> int:
         self.commands.append(launch.command)
         self.rows.append(launch.plan.batch.global_batch_size)
         reached, failure = self._ends.pop(0)
@@ -60,6 +60,9 @@ class Launches:
         self._paths.metrics.write_text("".join(to_json(one) + "\n" for one in records))
         if failure is None:
             return 0
+        if failure.kind == "disk":  # a rank has said it, with exit code 2
+            on_refusal(failure)
+            return 2
         raise RunFailed(str(failure), failure)
 
 
@@ -114,6 +117,14 @@ def test_goes_on_until_no_restart_is_left(play: Play, tmp_path: Path) -> None:
     assert lines[0]["kind"] == "killed" and lines[1]["restarts_left"] == 0
     (end,) = [json.loads(line) for line in RunPaths(tmp_path / "run").failures.open()]
     assert (end["kind"], end["cause"], end["reached_step"]) == ("killed", f"{KILLED}", 9)
+
+
+def test_what_ends_with_exit_code_2_is_written_down_too(play: Play, tmp_path: Path) -> None:
+    full = Failure("disk", "rank 1 ended in saving step 3: No space left on device", "Make room.")
+    launches, said = play((3, full))
+    assert (len(launches.commands), said) == (1, ["exit code 2"])
+    (end,) = [json.loads(line) for line in RunPaths(tmp_path / "run").failures.open()]
+    assert (end["kind"], end["cause"], end["reached_step"]) == ("disk", f"{full}", 3)
 
 
 def test_the_same_step_twice_is_enough(play: Play) -> None:
