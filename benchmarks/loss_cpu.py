@@ -36,7 +36,7 @@ from loss_report import (
     times,
     write,
 )
-from loss_rounds import Limits, Run, measure
+from loss_rounds import Limits, Run, clock_with_pages, measure
 
 SHAPES = ((512, 896, 32768), (2048, 576, 49152), (1024, 2048, 128256))
 QUICK_SHAPES = ((48, 32, 515),)
@@ -170,7 +170,9 @@ def text(facts: dict[str, Any], results: Results, peers: tuple[Peer, ...], took:
         "Forward and backward of the sum over supervised tokens, interleaved in one process in "
         "changing order. `x eager` is the median over the rounds of eager's time by this "
         "provider's in the same round; above 1 is faster. CPU time is that of all threads, which "
-        "other programs disturb less. `extra MiB` is the high-water mark of the resident set "
+        "other programs disturb less. Before each call the process has touched and freed twice "
+        "the memory that eager takes, so that a virtual machine has it at hand (`loss_rounds.py`). "
+        "`extra MiB` is the high-water mark of the resident set "
         "in a process's first call, beyond inputs and returned gradients; `kept MiB`, a part of "
         "it, is what stays for the next ones (`loss_memory.py` has the formula). Errors are "
         "relative, against fp64. Timed calls "
@@ -183,6 +185,12 @@ def text(facts: dict[str, Any], results: Results, peers: tuple[Peer, ...], took:
     for case, runs in results:
         parts += [f"## {case.title()}", table(COLUMNS, rows(runs))]
     return "\n\n".join(parts) + "\n"
+
+
+def pages_of(case: Case) -> int:
+    """Bytes: twice what eager takes, logits in the dtype and in fp32, a softmax, and gradients."""
+    width = DTYPES[case.dtype].itemsize
+    return 2 * (case.tokens * case.vocab * (2 * width + 12) + width * case.vocab * case.dim)
 
 
 def main() -> None:
@@ -200,7 +208,8 @@ def main() -> None:
             case = Case(tokens, dim, vocab, dtype)
             inputs = make_inputs(case, _CPU)
             truth = Truth(case, inputs)
-            group = [(v, measure(peers, v, inputs, truth, limits)) for v in variants(case)]
+            clock = clock_with_pages(pages_of(case))
+            group = [(v, measure(peers, v, inputs, truth, limits, clock)) for v in variants(case)]
             del inputs, truth
             add_memory(peers, group)
             results += group

@@ -15,7 +15,7 @@ class CheckpointConfig(Section):
     """How many of the latest to keep; the best one is kept beside them."""
 
     best: bool = True
-    """Keep the checkpoint with the lowest validation loss."""
+    """Keep the best checkpoint: lowest validation loss, or `train.early_stopping.metric`."""
 
     rehearse: bool = True
     """Before the first step write a checkpoint, read it again, compare it, see whether the disk has
