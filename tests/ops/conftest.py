@@ -8,13 +8,15 @@ end of the session.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from implementations import NO_GPU, why_not
 from loss_cases import Subject
+
+from ds_train.ops import implementations as chosen
 
 # what cuBLAS asks for to be deterministic; read when CUDA starts
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -53,6 +55,34 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 def best_subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Each implementation once, for what does not depend on the instruction set."""
     yield from _prepared(request.param)
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa_subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Subject:
+    """The CPU's kernels at each instruction set that this processor has."""
+    monkeypatch.setenv("DS_TRAIN_CPU_ISA", request.param)
+    subject = Subject("cpu", isa=request.param)
+    if (reason := why_not(subject)) is not None:
+        pytest.skip(reason)
+    return subject
+
+
+@pytest.fixture
+def columns_of_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
+    """Lists the last argument of each call of a loop of `ops/implementations.py`, by its name."""
+
+    def listed(name: str) -> list[int]:
+        columns: list[int] = []
+        compute = getattr(chosen, name)
+
+        def call(*arguments: Any) -> Any:
+            columns.append(arguments[-1])
+            return compute(*arguments)
+
+        monkeypatch.setattr(chosen, name, call)
+        return columns
+
+    return listed
 
 
 def _prepared(subject: Subject) -> Iterator[Subject]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from implementations import why_not
 from loss_cases import (
     IGNORE,
     Inputs,
@@ -25,7 +24,7 @@ from loss_cases import (
 )
 from torch import Tensor
 
-from ds_train.ops import implementations, linear_cross_entropy, linear_logprobs, native, one_pass
+from ds_train.ops import linear_cross_entropy, linear_logprobs, native, one_pass
 from ds_train.ops.problem import Problem, Upstream, Wanted
 from ds_train.ops.structs import ROW_STATE
 from ds_train.plan.loss_chunks import (
@@ -42,31 +41,16 @@ ONE_BLOCK = 4 * N * (ROW_BLOCK + SLAB_PADDING)
 FP32 = torch.float32
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Subject:
+@pytest.fixture
+def subject(isa_subject: Subject) -> Subject:
     """The kernel at each instruction set."""
-    monkeypatch.setenv("DS_TRAIN_CPU_ISA", request.param)
-    if (reason := why_not(Subject("cpu", isa=request.param))) is not None:
-        pytest.skip(reason)
-    return Subject("cpu", isa=request.param)
+    return isa_subject
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The columns of a slab of each call that is computed in one pass."""
-    columns: list[int] = []
-
-    def counted(compute: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            columns.append(arguments[-1])
-            return compute(*arguments)
-
-        return call
-
-    monkeypatch.setattr(
-        implementations, "compute_in_one_pass", counted(one_pass.compute_in_one_pass)
-    )
-    return columns
+def taken(columns_of_calls: Callable[[str], list[int]]) -> list[int]:
+    """The columns of a slab of each call that is computed in this way."""
+    return columns_of_calls("compute_in_one_pass")
 
 
 def frozen(inputs: Inputs, reduction: str = "none", **settings: Any) -> Outcome:
@@ -177,7 +161,7 @@ def test_no_gradient_where_there_is_none_to_make(subject: Subject, taken: list[i
 
 
 def test_slabs_of_several_blocks(subject: Subject, taken: list[int]) -> None:
-    inputs = make_inputs(N, D, V + 2 * ROW_BLOCK, spread=3.0)
+    inputs = make_inputs(N, D, V + 2 * ROW_BLOCK, masked=0.0, spread=3.0)
     room = 4 * N * (3 * ROW_BLOCK + SLAB_PADDING)
     eager, exact = (of_hidden(one(inputs, "none")) for one in (plain, truth))
     assert_exact_enough(frozen(inputs, chunk_bytes=room), eager, exact, FP32)
@@ -193,16 +177,14 @@ def test_a_weight_whose_rows_lie_apart(subject: Subject, taken: list[int]) -> No
     assert set(taken) == {ROW_BLOCK}
 
 
-def test_whatever_torch_makes_by_default(
-    subject: Subject, taken: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_torch_makes_by_default(subject: Subject, taken: list[int]) -> None:
     inputs = make_inputs(N, D, V)
-    usual = frozen(inputs)
+    usual = frozen(inputs, "sum")
     for dtype in (torch.float64, torch.bfloat16):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            again = frozen(inputs)
+            again = frozen(inputs, "sum")
         finally:
             torch.set_default_dtype(before)
         assert torch.equal(again.gradients["hidden"], usual.gradients["hidden"])

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from implementations import why_not
 from loss_cases import Subject, changed, check, error, fused, make_inputs
 
-from ds_train.ops import implementations, linear_logprobs, slab_loop
+from ds_train.ops import linear_logprobs
 from ds_train.plan.loss_chunks import ROW_BLOCK, SLAB_BYTES, SLAB_PADDING, slab_columns
 
 N, D, V = 37, 40, 3001  # three slabs, the last one narrower
 ONE_BLOCK = 4 * N * (ROW_BLOCK + SLAB_PADDING)
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    """The row kernel at each instruction set."""
-    monkeypatch.setenv("DS_TRAIN_CPU_ISA", request.param)
-    if (reason := why_not(Subject("cpu", isa=request.param))) is not None:
-        pytest.skip(reason)
-    return Subject("cpu", isa=request.param)
+@pytest.fixture
+def subject(isa_subject: Subject) -> Subject:
+    """The kernel at each instruction set."""
+    return isa_subject
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The columns of a slab of each call that is computed in slabs."""
-    columns: list[int] = []
-
-    def counted(compute: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            columns.append(arguments[-1])
-            return compute(*arguments)
-
-        return call
-
-    monkeypatch.setattr(implementations, "compute_in_slabs", counted(slab_loop.compute_in_slabs))
-    return columns
+def taken(columns_of_calls: Callable[[str], list[int]]) -> list[int]:
+    """The columns of a slab of each call that is computed in this way."""
+    return columns_of_calls("compute_in_slabs")
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
