@@ -198,8 +198,8 @@ def test_where_something_else_starts_the_nodes_restarts_are_its_own(
     assert main(arguments) == 2
     message = (
         "error: cluster.restarts = 2: here something else starts the nodes, and only that can "
-        "start them again (launch/recovery.md says when it does); set it to 0. The run goes on from "
-        "its last checkpoint all the same.\n"
+        "start them again (launch/recovery.md says when it does); set it to 0. The run goes on "
+        "from its last checkpoint all the same.\n"
     )
     assert capsys.readouterr().err == message
     hosts = str(tmp_path / "hosts")
