@@ -164,6 +164,8 @@ def _compile(kind: Kind, folder: Path, tools: Toolchain, target: Path) -> float:
     for stale in root.glob(f".{name}.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{name}.tmp-", dir=root))
+    # below `make -j` ninja would ask for the jobs of a make that does not know it, and warn
+    environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
     try:
         work.chmod(0o755)
         (work / "build.ninja").write_text(_ninja_text(kind, folder, tools, target.name))
@@ -173,7 +175,7 @@ def _compile(kind: Kind, folder: Path, tools: Toolchain, target: Path) -> float:
                 [ninja, "-v", "-C", str(work)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "LC_ALL": "C"},
+                env={**environment, "LC_ALL": "C"},
                 check=False,
             ).returncode
         if code != 0:

@@ -100,6 +100,13 @@ def test_the_second_time_nothing_is_compiled(folder: Path) -> None:
     assert times_compiled(folder) == 1
 
 
+def test_below_make_nothing_is_said_of_its_jobs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", " -j2 --jobserver-auth=98,99")
+    assert "jobserver" not in build("emulated", folder=folder).log.read_text().lower()
+
+
 def test_what_goes_into_a_library_decides_which_it_is(folder: Path) -> None:
     paths = [build("emulated", folder=folder).path]
     (folder / "number_emulated.cpp").write_text(SOURCE + "// more\n")
