@@ -26,14 +26,11 @@ import plan_cases
 from ds_train.config.run import RunConfig
 from ds_train.launch.command import free_port
 from ds_train.launch.process import remove_shared_memory
-from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.cluster import Cluster
+from ds_train.plan.cpu_heap import GIVE_BACK, OF_ACTIVATIONS, OF_GATHERED
 from ds_train.plan.cpu_libraries import PROCESS_BYTES
-from ds_train.plan.ds_config import resolve_ds_config
-from ds_train.plan.estimate import Estimate
+from ds_train.plan.estimate import Estimate, estimate
 from ds_train.plan.model_files import describe_model
-from ds_train.plan.setting import Setting
-from ds_train.plan.trainable import choose
 
 HERE = Path(__file__).resolve().parent
 OPERATIONS = {
@@ -42,9 +39,7 @@ OPERATIONS = {
     "reduce_scatter_tensor": "reduce_scatter",
     "all_to_all_single": "all_to_all",
 }
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
-"""For processes whose freed memory goes back to the system."""
-ALLOCATOR = ("LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_")
+ALLOCATOR = ("LD_PRELOAD", *GIVE_BACK)
 """Of the caller; not passed on."""
 SMALL = 16
 """Bytes of the messages about overflow and norm, which the plan leaves out."""
@@ -54,11 +49,8 @@ MB = 1e6
 def planned(case: plan_cases.Case, *, keeps_freed: bool = False) -> Estimate:
     """What the plan says of a case. `keeps_freed`: by glibc's heap."""
     config = RunConfig.model_validate(case["recipe"])
-    batch = batch_arithmetic(config, case["ranks"])
     cluster = Cluster("this CPU", 1, case["ranks"], is_cpu=True, keeps_freed=keeps_freed)
-    trainable = choose(describe_model(config.model), config.adapter)
-    ds_config = resolve_ds_config(config, batch)
-    return Estimate(Setting(config, ds_config, batch, trainable, cluster), 0.4)
+    return estimate(config, describe_model(config.model), cluster)
 
 
 def launch(
@@ -115,11 +107,11 @@ class Traffic(NamedTuple):
 
 def compare_traffic(one: plan_cases.Case, step: dict[str, Any]) -> Iterator[Traffic]:
     """A case's collectives; `step`: what the logger saw, {name: {bytes: calls}}."""
-    estimate = planned(one)
+    plan = planned(one)
     for logged, operation in OPERATIONS.items():
         calls = {int(size): count for size, count in step.get(logged, {}).items()}
         calls = {size: count for size, count in calls.items() if size > SMALL}
-        parts = [part for part in estimate.collectives if part.operation == operation]
+        parts = [part for part in plan.collectives if part.operation == operation]
         if calls or parts:
             yield Traffic(
                 one["name"],
@@ -233,8 +225,9 @@ def write(path: Path, traffic: list[Any], memory: list[Any], kept: list[Any]) ->
         *memory_table(memory),
         "",
         "## The same where glibc's heap keeps what is freed",
-        f"As a run is without that variable ({' '.join(platform.libc_ver())}). The plan adds 1.5 "
-        "times the activations of a pass without recomputation and 1.6 times what ZeRO-3 holds "
+        f"As a run is without that variable ({' '.join(platform.libc_ver())}). The plan adds "
+        f"{OF_ACTIVATIONS} times the activations of a pass without recomputation and "
+        f"{OF_GATHERED} times what ZeRO-3 holds "
         "gathered, two numbers that were fitted to these very runs: "
         f"{100 * min(kept_off):+.1f} to {100 * max(kept_off):+.1f} % of the whole process.",
         "",

@@ -123,25 +123,33 @@ static float block_logit_sum(const float *block, const float *class_weight, int6
   return total;
 }
 
+// The next columns of a row: their logits in `block`, but -inf in the place of the label's, which
+// goes to the statistics. The largest, the label's included, is returned; `highest`: of the
+// columns before, `at`: where the label is from here.
+template <class T>
+static float take_block(const LogitRows &a, const Row<T> &row, int64_t first, int64_t count,
+                        int64_t at, float highest, RowStats &s, float *block) {
+  read_block<T>(a, row, first, count, block);
+  if (a.logit_sum) {
+    const float *weight = a.class_weight ? a.class_weight + first : nullptr;
+    s.logit_sum += block_logit_sum(block, weight, count);
+  }
+  const float top = block_max(block, whole_vectors(count));
+  if (at >= 0 && at < count) {
+    s.target = block[at];
+    s.target_is_first = s.target > highest;
+    for (int64_t j = 0; j < at && s.target_is_first; ++j) s.target_is_first = block[j] < s.target;
+    block[at] = -INFINITY;
+  }
+  return top;
+}
+
 template <class T>
 static RowStats row_stats(const LogitRows &a, const Row<T> &row, int64_t label, float *block) {
   RowStats s = empty_row();
   for (int64_t first = 0; first < a.vocab; first += kBlock) {
     const int64_t count = a.vocab - first < kBlock ? a.vocab - first : kBlock;
-    read_block<T>(a, row, first, count, block);
-    if (a.logit_sum) {
-      const float *weight = a.class_weight ? a.class_weight + first : nullptr;
-      s.logit_sum += block_logit_sum(block, weight, count);
-    }
-    const float top = block_max(block, whole_vectors(count));
-    const int64_t at = label - first;
-    if (at >= 0 && at < count) {
-      s.target = block[at];
-      s.target_is_first = s.target > s.max;
-      for (int64_t j = 0; j < at && s.target_is_first; ++j) s.target_is_first = block[j] < s.target;
-      block[at] = -INFINITY;
-    }
-    raise_max(s, top);
+    raise_max(s, take_block<T>(a, row, first, count, label - first, s.max, s, block));
     block_sums(block, whole_vectors(count), s.max, a.entropy || a.grad_entropy, &s.others,
                &s.others_shifted);
   }

@@ -2,7 +2,7 @@
 // far, and exp(z - max) in the logits' place, as attention does it (Dao et al., FlashAttention, 2022,
 // algorithm 1). The product of that with the slab of the weight, added up over the slabs and scaled
 // by `factor` at each, is the sum over columns of exp(z - max) w_j; what turns it into the gradient
-// is known after the last slab. Included after rows_impl.h, for DS_TRAIN_SLAB and DS_TRAIN_SLABS_END.
+// is known after the last slab. Defines DS_TRAIN_SLAB and DS_TRAIN_SLABS_END.
 #pragma once
 #include "rows_impl.h"
 
@@ -21,20 +21,7 @@ static float transform(const LogitRows &a, float *logits, const Row<Fp32> &row, 
   float highest = s.max;
   for (int64_t first = 0; first < a.vocab; first += kBlock) {
     const int64_t count = a.vocab - first < kBlock ? a.vocab - first : kBlock;
-    read_block<Fp32>(a, row, first, count, block);
-    if (a.logit_sum) {
-      const float *weight = a.class_weight ? a.class_weight + first : nullptr;
-      s.logit_sum += block_logit_sum(block, weight, count);
-    }
-    const float top = block_max(block, whole_vectors(count));
-    const int64_t inside = at - first;
-    if (inside >= 0 && inside < count) {
-      s.target = block[inside];
-      s.target_is_first = s.target > highest;
-      for (int64_t j = 0; j < inside && s.target_is_first; ++j)
-        s.target_is_first = block[j] < s.target;
-      block[inside] = -INFINITY;
-    }
+    const float top = take_block<Fp32>(a, row, first, count, at - first, highest, s, block);
     if (top > highest) highest = top;
     std::memcpy(logits + first, block, count * sizeof(float));
   }

@@ -20,7 +20,9 @@ OF_ACTIVATIONS, OF_GATHERED = 1.5, 1.6
 Recomputation allocates and frees whole layers one after the other, which leaves as many holes."""
 _FROM_HEAP = 32 << 20
 """Bytes. Larger blocks come from the system and go back to it."""
-_GIVE_BACK = ("jemalloc", "tcmalloc", "mimalloc")
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+"""For the environment of a measurement in which freed memory shall not be resident."""
+_REUSING = ("jemalloc", "tcmalloc", "mimalloc")
 """Allocators that reuse such blocks: measured with the first, taken for granted of the others."""
 _SMALL = 1 << 20
 """Bytes. A fixed threshold above it leaves blocks of activations in the heap."""
@@ -43,7 +45,7 @@ def heap_bytes(setting: Setting, kept: Activations, gathers: Gathers | None) -> 
 def keeps_freed_memory(environment: Mapping[str, str]) -> bool:
     """Whether processes that are started with these variables keep what they free."""
     preloaded = environment.get("LD_PRELOAD", "")
-    if any(name in preloaded for name in _GIVE_BACK):
+    if any(name in preloaded for name in _REUSING):
         return False
     threshold = environment.get("MALLOC_MMAP_THRESHOLD_", "")
     return not (threshold.isdecimal() and int(threshold) <= _SMALL)

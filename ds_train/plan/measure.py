@@ -25,6 +25,7 @@ from ds_train.launch.world import visible_gpus
 from ds_train.plan.architectures import ARCHITECTURES
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.command import write_json
+from ds_train.plan.cpu_heap import GIVE_BACK
 from ds_train.plan.cpu_libraries import PROCESS_BYTES
 from ds_train.plan.estimate import DEFAULT_UTILISATION, Estimate, estimate
 from ds_train.plan.model_files import describe_model, read_config
@@ -129,12 +130,7 @@ def _measure(config: RunConfig, depth: int) -> Measured:
         recipe, result = Path(folder) / "recipe.yaml", Path(folder) / "result.json"
         recipe.write_text(dump_recipe(config), encoding="utf-8")
         port = free_port()
-        environment = {
-            **os.environ,
-            "MASTER_PORT": str(port),
-            # what is freed goes back to the system, and is not counted
-            "MALLOC_MMAP_THRESHOLD_": "262144",
-        }
+        environment = {**os.environ, "MASTER_PORT": str(port), **GIVE_BACK}
         command = [sys.executable, "-m", "ds_train.train.measure", str(recipe), str(result)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         remove_shared_memory(port)

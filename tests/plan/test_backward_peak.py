@@ -21,14 +21,13 @@ from ds_train.config.run import RunConfig
 from ds_train.ops import native
 from ds_train.plan.activations import activations
 from ds_train.plan.backward_peak import highest_moment
-from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.count import shape_of
+from ds_train.plan.cpu_heap import GIVE_BACK
 from ds_train.plan.cpu_libraries import library_bytes, products
-from ds_train.plan.ds_config import resolve_ds_config
+from ds_train.plan.estimate import estimate
 from ds_train.plan.loss_memory import LossMemory, loss_memory
 from ds_train.plan.setting import Setting
-from ds_train.plan.trainable import choose
 
 CASES = [
     # what passes: a gated feed-forward part, without and with recomputation
@@ -57,7 +56,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
     file.write_text(json.dumps(cases))
     worker = Path(__file__).with_name("backward_worker.py")
     # what is freed goes back to the system at once, and oneDNN says what it compiles
-    wanted = {"MALLOC_MMAP_THRESHOLD_": "262144", "ONEDNN_VERBOSE": "profile_create"}
+    wanted = {**GIVE_BACK, "ONEDNN_VERBOSE": "profile_create"}
     done = subprocess.run(
         [sys.executable, str(worker), str(file)],
         capture_output=True, text=True, timeout=300, check=False,
@@ -87,10 +86,7 @@ def setting_of(
         data={"max_length": LENGTH},
         train={"per_device_train_batch_size": rows},
     )
-    batch = batch_arithmetic(config, 1)
-    cluster = Cluster("here", 1, 1, is_cpu=True)
-    trainable = choose(shape_of(raw), config.adapter)
-    return Setting(config, resolve_ds_config(config, batch), batch, trainable, cluster)
+    return estimate(config, shape_of(raw), Cluster("here", 1, 1, is_cpu=True)).setting
 
 
 @pytest.mark.parametrize(

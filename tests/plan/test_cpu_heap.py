@@ -11,21 +11,18 @@ from test_activations import sizes_of
 from transformers import AutoConfig
 
 from ds_train.config.run import RunConfig
-from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.count import shape_of
-from ds_train.plan.cpu_heap import OF_ACTIVATIONS, keeps_freed_memory
-from ds_train.plan.ds_config import resolve_ds_config
-from ds_train.plan.memory import Memory, memory_of
-from ds_train.plan.setting import Setting
-from ds_train.plan.trainable import choose
+from ds_train.plan.cpu_heap import GIVE_BACK, OF_ACTIVATIONS, keeps_freed_memory
+from ds_train.plan.estimate import estimate
+from ds_train.plan.memory import Memory
 
 
 @pytest.mark.parametrize(
     ("environment", "keeps"),
     [
         ({}, True),
-        ({"MALLOC_MMAP_THRESHOLD_": "262144"}, False),
+        (GIVE_BACK, False),
         ({"MALLOC_MMAP_THRESHOLD_": "8388608"}, True),
         ({"MALLOC_MMAP_THRESHOLD_": "a lot"}, True),
         ({"LD_PRELOAD": "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"}, False),
@@ -37,16 +34,17 @@ def test_which_processes_keep_what_they_free(environment: dict[str, str], keeps:
     assert keeps_freed_memory(environment) is keeps
 
 
-def memory(make: Callable[..., RunConfig], cluster: Cluster, **engine: Any) -> Memory:
+def memory(
+    make: Callable[..., RunConfig], cluster: Cluster, length: int = 2048, **engine: Any
+) -> Memory:
     """A plan of a small Llama on a cluster."""
     config = make(
         model={"name_or_path": "x", "dtype": "fp32", "gradient_checkpointing": True},
+        data={"max_length": length},
         engine=engine,
     )
     raw = AutoConfig.for_model("llama", **sizes_of("llama", 3)).to_dict()
-    batch = batch_arithmetic(config, cluster.world_size)
-    trainable = choose(shape_of(raw), config.adapter)
-    return memory_of(Setting(config, resolve_ds_config(config, batch), batch, trainable, cluster))
+    return estimate(config, shape_of(raw), cluster).memory
 
 
 def test_holes_are_those_of_activations_also_where_they_are_recomputed(
@@ -77,12 +75,7 @@ def test_gathered_weights_leave_holes_too(make: Callable[..., RunConfig]) -> Non
 
 def test_large_blocks_go_back_by_themselves(make: Callable[..., RunConfig]) -> None:
     """[tokens, hidden] in fp32 above 32 MiB."""
-    cluster = Cluster("here", 1, 2, is_cpu=True)
-    config = make(model={"name_or_path": "x", "dtype": "fp32"}, data={"max_length": 1 << 20})
-    raw = AutoConfig.for_model("llama", **sizes_of("llama", 3)).to_dict()
-    batch = batch_arithmetic(config, 2)
-    trainable = choose(shape_of(raw), config.adapter)
-    plan = memory_of(Setting(config, resolve_ds_config(config, batch), batch, trainable, cluster))
+    plan = memory(make, Cluster("here", 1, 2, is_cpu=True), length=1 << 20)
     assert "freed, kept by malloc" not in {one.name for one in plan.terms}
 
 

@@ -10,14 +10,12 @@ from test_activations import sizes_of
 from transformers import AutoConfig
 
 from ds_train.config.run import RunConfig
-from ds_train.plan.batch import batch_arithmetic
 from ds_train.plan.cluster import Cluster
 from ds_train.plan.count import shape_of
-from ds_train.plan.ds_config import resolve_ds_config
+from ds_train.plan.estimate import estimate
 from ds_train.plan.loss_chunks import PASS_ROWS, SLAB_BYTES, SLAB_PADDING, slab_columns
 from ds_train.plan.loss_memory import LossMemory, columns_at_once, loss_memory
 from ds_train.plan.setting import Setting
-from ds_train.plan.trainable import choose
 
 WIDTH, VOCAB, RANK, LENGTH = 1536, 5000, 4, 512
 
@@ -36,10 +34,7 @@ def setting(make: Callable[..., RunConfig]) -> Callable[..., Setting]:
             train={"per_device_train_batch_size": rows},
             engine={"preset": preset},
         )
-        batch = batch_arithmetic(config, 2)
-        trainable = choose(shape_of(raw), config.adapter)
-        cluster = Cluster("here", 1, 2, is_cpu=True)
-        return Setting(config, resolve_ds_config(config, batch), batch, trainable, cluster)
+        return estimate(config, shape_of(raw), Cluster("here", 1, 2, is_cpu=True)).setting
 
     return build
 
