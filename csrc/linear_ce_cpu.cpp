@@ -75,7 +75,6 @@ void LinearRun::run() {
   if (tokens_ > 0) {
     sort_labels();
     allocate();
-    prepare_grad_weight();
     pack_hidden();
     first_pass();
     finish_rows();

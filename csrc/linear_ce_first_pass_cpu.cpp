@@ -34,7 +34,7 @@ LinearRun::Group LinearRun::group(int64_t index) const {
 // there is work while the last items of a stage run.
 void LinearRun::first_pass() {
   const bool accumulates = grad_hidden_ && !exact_;
-  std::vector<Stage> stages;
+  std::vector<Stage> stages{pages_for_grad_weight()};
   std::vector<int64_t> merged(groups_), ended(groups_);
   const auto add_slabs = [&](int64_t index) {
     if (index >= groups_) return;
@@ -52,8 +52,8 @@ void LinearRun::first_pass() {
     };
     stages.push_back({slabs * chunks, work, {index < 2 ? -1 : merged[index - 2], -1}});
   };
+  int64_t next_slabs = stages.size();
   add_slabs(0);
-  int64_t next_slabs = 0;
   for (int64_t index = 0; index < groups_; ++index) {
     const Group g = group(index);
     const int64_t slabs_of_this = next_slabs;
@@ -66,7 +66,7 @@ void LinearRun::first_pass() {
     if (!accumulates) continue;
     ended[index] = stages.size();
     const Work add = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
-    stages.push_back({accumulation_items(), add, {merged[index], -1}});
+    stages.push_back({accumulation_items(), add, {merged[index], -1}, true});
   }
   run_stages(stages);
   reference_ = group(groups_ - 1).reference_out;

@@ -13,22 +13,26 @@ namespace ds_train {
 namespace {
 
 constexpr int64_t kLargeGradient = 4 << 20;  // bytes; less is likely to have its pages
-constexpr int64_t kPopulated = 4 << 20;      // at a time
+constexpr int64_t kPopulated = 4 << 20;      // a run of pages is a multiple of this
+constexpr int64_t kThreadsPerRun = 4;        // one of these makes pages, the others go on
 
 int64_t round_down(int64_t x, int64_t step) { return x / step * step; }
 
 }  // namespace
 
-// Pages for the gradient, made by all threads at once.
-void LinearRun::prepare_grad_weight() {
-  if (!grad_weight_ || !call_.grad_weight) return;
+// Pages for the gradient, in a few long runs. Threads that make pages at the same time get in each
+// other's way: two took up to one and a half times as long together as one alone.
+LinearRun::Stage LinearRun::pages_for_grad_weight() {
+  if (!grad_weight_ || !call_.grad_weight) return {0, nullptr};
   char *data = static_cast<char *>(call_.grad_weight);
   const int64_t bytes = vocab_ * dim_ * (call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2);
-  if (bytes < kLargeGradient) return;
+  if (bytes < kLargeGradient) return {0, nullptr};
   prefer_huge_pages(data, bytes);
-  each((bytes + kPopulated - 1) / kPopulated, [&](int64_t i, Scratch &) {
-    make_present(data + i * kPopulated, std::min(kPopulated, bytes - i * kPopulated));
-  });
+  const int64_t runs = (threads_ + kThreadsPerRun - 1) / kThreadsPerRun;
+  const int64_t run = round_down(bytes / runs, kPopulated) + kPopulated;
+  return {runs, [=](int64_t i, Scratch &) {
+            if (i * run < bytes) make_present(data + i * run, std::min(run, bytes - i * run));
+          }};
 }
 
 // How many tokens are kept where. None for grad_bias: it is the sum of what isn't rounded yet, and

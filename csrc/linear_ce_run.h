@@ -105,6 +105,7 @@ class LinearRun {
     int64_t items;
     Work work;
     int64_t after[2] = {-1, -1};  // stages that must have ended, earlier in the list
+    bool own = false;             // a thread has the same items in all such stages, if it's there
   };
   void run_stages(const std::vector<Stage> &);
   void each(int64_t items, const Work &work) { run_stages({{items, work}}); }
@@ -112,7 +113,7 @@ class LinearRun {
   void sort_labels();
   void pack_hidden();
   void allocate();
-  void prepare_grad_weight();
+  Stage pages_for_grad_weight();
   void share_out_tokens();
   void first_pass();
   Bf16 *group_block(const Group &, const Slab &, int64_t panel) const;

@@ -120,7 +120,8 @@ void LinearRun::exact_pass() {
     const Work work = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
     stages.push_back({accumulation_items(),
                       work,
-                      {slab_stage[index], index ? accumulated[index - 1] : -1}});
+                      {slab_stage[index], index ? accumulated[index - 1] : -1},
+                      true});
   }
   run_stages(stages);
 }

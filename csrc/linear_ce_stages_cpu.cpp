@@ -4,7 +4,7 @@
 // handed out in order, one at a time, to whichever thread is free, in one parallel region: there is
 // no barrier between stages, and a thread that was held up delays only who needs its item. Whoever
 // has an item holds nothing else, and needs only items that were handed out before, so somebody can
-// always go on.
+// always go on. Within a stage the order may be another: see Choice.
 #if defined(__x86_64__)
 #include <ATen/native/CPUBlas.h>
 
@@ -29,6 +29,28 @@ bool wait_for(const std::atomic<int64_t> &done, int64_t items, const std::atomic
   return true;
 }
 
+// Which item of a stage a thread gets. Where it adds to sums that stay from stage to stage, one of
+// its own share if any is left, so that these stay in its caches; else the next one.
+class Choice {
+ public:
+  Choice(size_t stages, int64_t threads)
+      : threads_(threads), taken_(std::make_unique<std::atomic<int64_t>[]>(stages * threads)) {}
+
+  // Called at most `items` times for a stage.
+  int64_t own(size_t stage, int64_t items, int64_t thread) {
+    for (;; ++thread) {
+      const int64_t whose = thread % threads_, end = items * (whose + 1) / threads_;
+      const int64_t item = items * whose / threads_ +
+                           taken_[stage * threads_ + whose].fetch_add(1, std::memory_order_relaxed);
+      if (item < end) return item;
+    }
+  }
+
+ private:
+  const int64_t threads_;
+  const std::unique_ptr<std::atomic<int64_t>[]> taken_;
+};
+
 // The state that matrix products need in a thread, and its end.
 struct GemmState {
   explicit GemmState(bool amx) : amx(amx) {
@@ -48,6 +70,7 @@ void LinearRun::run_stages(const std::vector<Stage> &stages) {
   for (const Stage &stage : stages) first.push_back(first.back() + stage.items);
   const int64_t total = first.back();
   const auto done = std::make_unique<std::atomic<int64_t>[]>(stages.size());
+  Choice choice(stages.size(), threads_);
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   const auto work = [&](Scratch &scratch) {
@@ -56,7 +79,9 @@ void LinearRun::run_stages(const std::vector<Stage> &stages) {
       while (item >= first[at + 1]) ++at;
       for (int64_t needed : stages[at].after)
         if (needed >= 0 && !wait_for(done[needed], stages[needed].items, failed)) return;
-      stages[at].work(item - first[at], scratch);
+      const int64_t mine = stages[at].own ? choice.own(at, stages[at].items, &scratch - scratch_.data())
+                                          : item - first[at];
+      stages[at].work(mine, scratch);
       done[at].fetch_add(1, std::memory_order_release);
     }
   };
