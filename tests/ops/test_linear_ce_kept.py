@@ -92,3 +92,23 @@ def test_threads_change_no_bit(own_gemms: Subject, threads: None) -> None:
         for name, gradient in one.gradients.items():
             wrong = error(many.gradients[name], gradient)
             assert torch.equal(gradient, many.gradients[name]), (name, wrong, n, d, v, options)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"label_smoothing": 0.1, "softcap": 5.0}], ids=["plain", "exact"]
+)
+@pytest.mark.parametrize(("n", "d", "v"), [(600, 320, 7000), (40, 640, 4097)])
+def test_threads_with_a_part_of_their_own_change_no_bit(
+    own_gemms: Subject, threads: None, n: int, d: int, v: int, settings: dict[str, float]
+) -> None:
+    """grad_hidden in several items, which threads come back to; a gradient of more than 4 MiB,
+    whose pages one of four threads makes."""
+    inputs = make_inputs(n, d, v, torch.bfloat16, masked=0, spread=2.0)
+    torch.set_num_threads(1)
+    alone = check(own_gemms, inputs, **settings)
+    for count in (2, 3, 7):
+        torch.set_num_threads(count)
+        together = fused(own_gemms, inputs, **settings)
+        assert torch.equal(alone.loss, together.loss), count
+        for name, gradient in alone.gradients.items():
+            assert torch.equal(gradient, together.gradients[name]), (name, count)
