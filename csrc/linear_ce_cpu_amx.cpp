@@ -109,7 +109,7 @@ void amx_gemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const B
       float *block = c + row * kPanel;
       first_products(a0, a0 + 16 * blocks.row, blocks.row * 2, b0, before, block, add);
       before = block;
-      for (int64_t i = 32; i <= end; i += 32) {
+      for (int64_t i = 32; i <= end; i += 32) {  // beside a step's products, then the next step
         if (units) beside->some(*beside, units);
         next_b.fetch();
         next_c.fetch();

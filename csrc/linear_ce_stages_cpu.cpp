@@ -79,9 +79,9 @@ void LinearRun::run_stages(const std::vector<Stage> &stages) {
       while (item >= first[at + 1]) ++at;
       for (int64_t needed : stages[at].after)
         if (needed >= 0 && !wait_for(done[needed], stages[needed].items, failed)) return;
-      const int64_t mine = stages[at].own ? choice.own(at, stages[at].items, &scratch - scratch_.data())
-                                          : item - first[at];
-      stages[at].work(mine, scratch);
+      const Stage &stage = stages[at];
+      const int64_t thread = &scratch - scratch_.data();
+      stage.work(stage.own ? choice.own(at, stage.items, thread) : item - first[at], scratch);
       done[at].fetch_add(1, std::memory_order_release);
     }
   };
