@@ -39,51 +39,50 @@ struct Fetched {
   const int64_t lines;
 };
 
-// Sums of a block of 32 x 32 are in tiles 0 to 3; A's 32 rows go through 4 and 5, B's 32 columns
-// through 6 and 7.
-inline void products(const Bf16 *a0, const Bf16 *a1, int64_t row_bytes, const Bf16 *b) {
-  _tile_stream_loadd(4, a0, row_bytes);
-  _tile_loadd(6, b, 128);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_loadd(7, b + 32, 128);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_stream_loadd(5, a1, row_bytes);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
-}
+constexpr int64_t kSumsAt[] = {0, 16, 16 * kPanel, 16 * kPanel + 16};  // of tiles 0 to 3 in a block
+
+// The block of 32 x 32 that a step begins; the one before, null at the first, is still in the tiles.
+struct Change {
+  float *before;
+  const float *now;
+  bool add;  // to what stands in it
+};
 
 // A macro, as the instructions take the tile's number as a literal.
-#define DS_TRAIN_CHANGE_SUMS(tile, at)                 \
-  if (before) _tile_stored(tile, before + (at), 128);  \
-  if (add)                                             \
-    _tile_loadd(tile, block + (at), 128);              \
-  else                                                 \
-    _tile_zero(tile)
+#define DS_TRAIN_CHANGE_SUMS(tile)                                                  \
+  if (kFirst) {                                                                     \
+    if (change.before) _tile_stored(tile, change.before + kSumsAt[tile], 128);      \
+    if (change.add)                                                                 \
+      _tile_loadd(tile, change.now + kSumsAt[tile], 128);                           \
+    else                                                                            \
+      _tile_zero(tile);                                                             \
+  }
 
-// The same for the first step of a block. The sums of the one before leave the tiles here, one by one
-// between the products: stored all together after the last step they cost 90 cycles a block.
-inline void first_products(const Bf16 *a0, const Bf16 *a1, int64_t row_bytes, const Bf16 *b,
-                           float *before, const float *block, bool add) {
-  _tile_stream_loadd(4, a0, row_bytes);
+// One step along k. A block's sums are in tiles 0 to 3; A's 32 rows go through 4 and 5, B's 32 columns
+// through 6 and 7. At a block's first step the sums of the one before leave the tiles, one by one
+// between the products: stored all together after its last step they cost 90 cycles a block.
+template <bool kFirst>
+inline void products(const Bf16 *a, int64_t row, const Bf16 *b, const Change &change) {
+  _tile_stream_loadd(4, a, row * 2);
   _tile_loadd(6, b, 128);
-  DS_TRAIN_CHANGE_SUMS(0, 0);
+  DS_TRAIN_CHANGE_SUMS(0)
   _tile_dpbf16ps(0, 4, 6);
   _tile_loadd(7, b + 32, 128);
-  DS_TRAIN_CHANGE_SUMS(1, 16);
+  DS_TRAIN_CHANGE_SUMS(1)
   _tile_dpbf16ps(1, 4, 7);
-  _tile_stream_loadd(5, a1, row_bytes);
-  DS_TRAIN_CHANGE_SUMS(2, 16 * kPanel);
+  _tile_stream_loadd(5, a + 16 * row, row * 2);
+  DS_TRAIN_CHANGE_SUMS(2)
   _tile_dpbf16ps(2, 5, 6);
-  DS_TRAIN_CHANGE_SUMS(3, 16 * kPanel + 16);
+  DS_TRAIN_CHANGE_SUMS(3)
   _tile_dpbf16ps(3, 5, 7);
 }
 #undef DS_TRAIN_CHANGE_SUMS
 
-inline void store_sums(float *c) {
-  _tile_stored(0, c, 128);
-  _tile_stored(1, c + 16, 128);
-  _tile_stored(2, c + 16 * kPanel, 128);
-  _tile_stored(3, c + 16 * kPanel + 16, 128);
+inline void store_sums(float *block) {
+  _tile_stored(0, block + kSumsAt[0], 128);
+  _tile_stored(1, block + kSumsAt[1], 128);
+  _tile_stored(2, block + kSumsAt[2], 128);
+  _tile_stored(3, block + kSumsAt[3], 128);
 }
 
 }  // namespace
@@ -100,25 +99,24 @@ void amx_gemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const B
   const int64_t units = beside ? (beside->left + spread - 1) / spread : 0;
   const int64_t parts = (k + kDepth - 1) / kDepth;
   const int64_t depth = ((k / 32 + parts - 1) / parts) * 32;
-  float *before = nullptr;  // the block whose sums are still in the tiles
+  float *before = nullptr;
   for (int64_t k0 = 0; k0 < k; k0 += depth) {
     const int64_t end = std::min(depth, k - k0);
-    const bool add = accumulate || k0 > 0;
     for (int64_t row = 0; row < m; row += 32) {
       const Bf16 *a0 = a + row / 32 * blocks.panel + k0 / 32 * blocks.step, *b0 = b + k0 * kPanel;
-      float *block = c + row * kPanel;
-      first_products(a0, a0 + 16 * blocks.row, blocks.row * 2, b0, before, block, add);
-      before = block;
+      const Change change{before, c + row * kPanel, accumulate || k0 > 0};
+      before = c + row * kPanel;
+      products<true>(a0, blocks.row, b0, change);
       for (int64_t i = 32; i <= end; i += 32) {  // beside a step's products, then the next step
         if (units) beside->some(*beside, units);
         next_b.fetch();
         next_c.fetch();
         a0 += blocks.step;
-        if (i < end) products(a0, a0 + 16 * blocks.row, blocks.row * 2, b0 + i * kPanel);
+        if (i < end) products<false>(a0, blocks.row, b0 + i * kPanel, change);
       }
     }
   }
-  if (before) store_sums(before);
+  store_sums(before);
 }
 
 }  // namespace ds_train

@@ -65,8 +65,7 @@ void LinearRun::first_pass() {
     ended[index] = merged[index];
     if (!accumulates) continue;
     ended[index] = stages.size();
-    const Work add = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
-    stages.push_back({accumulation_items(), add, {merged[index], -1}, true});
+    stages.push_back(accumulation(g, merged[index], -1));
   }
   run_stages(stages);
   reference_ = group(groups_ - 1).reference_out;
@@ -165,9 +164,14 @@ void LinearRun::raise_row(const Group &g, int64_t token, float reference) {
 
 constexpr int64_t kRowsTogether = 512, kPanelsTogether = 4;  // in an item of accumulate
 
-int64_t LinearRun::accumulation_items() const {
-  return (padded_tokens_ + kRowsTogether - 1) / kRowsTogether *
-         ((dim_panels_ + kPanelsTogether - 1) / kPanelsTogether);
+// A group's part of grad_hidden, after these stages.
+LinearRun::Stage LinearRun::accumulation(const Group &g, int64_t after, int64_t and_after) {
+  const int64_t items = (padded_tokens_ + kRowsTogether - 1) / kRowsTogether *
+                        ((dim_panels_ + kPanelsTogether - 1) / kPanelsTogether);
+  return {items,
+          [=, this](int64_t item, Scratch &) { accumulate(g, item); },
+          {after, and_after},
+          true};
 }
 
 void LinearRun::accumulate(const Group &g, int64_t item) {

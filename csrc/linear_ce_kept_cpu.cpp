@@ -13,7 +13,6 @@ namespace ds_train {
 namespace {
 
 constexpr int64_t kLargeGradient = 4 << 20;  // bytes; less is likely to have its pages
-constexpr int64_t kPopulated = 4 << 20;      // a run of pages is a multiple of this
 constexpr int64_t kThreadsPerRun = 4;        // one of these makes pages, the others go on
 
 int64_t round_down(int64_t x, int64_t step) { return x / step * step; }
@@ -25,13 +24,13 @@ int64_t round_down(int64_t x, int64_t step) { return x / step * step; }
 LinearRun::Stage LinearRun::pages_for_grad_weight() {
   if (!grad_weight_ || !call_.grad_weight) return {0, nullptr};
   char *data = static_cast<char *>(call_.grad_weight);
-  const int64_t bytes = vocab_ * dim_ * (call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2);
+  const int64_t bytes = vocab_ * dim_ * grad_weight_size();
   if (bytes < kLargeGradient) return {0, nullptr};
   prefer_huge_pages(data, bytes);
   const int64_t runs = (threads_ + kThreadsPerRun - 1) / kThreadsPerRun;
-  const int64_t run = round_down(bytes / runs, kPopulated) + kPopulated;
   return {runs, [=](int64_t i, Scratch &) {
-            if (i * run < bytes) make_present(data + i * run, std::min(run, bytes - i * run));
+            const int64_t begin = bytes * i / runs, end = bytes * (i + 1) / runs;
+            make_present(data + begin, end - begin);
           }};
 }
 
@@ -56,8 +55,7 @@ void LinearRun::share_out_tokens() {
 // A slab that is filled up with columns that aren't there has no room for them in the gradient.
 LinearRun::Kept LinearRun::kept_in_gradient(const Slab &s) const {
   if (tokens_in_gradient_ == 0 || s.padded > s.columns) return {};
-  const int64_t size = call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2;
-  char *data = static_cast<char *>(call_.grad_weight) + s.first * dim_ * size;
+  char *data = static_cast<char *>(call_.grad_weight) + s.first * dim_ * grad_weight_size();
   return {reinterpret_cast<Bf16 *>(data), gradient_stride_, 0, tokens_in_gradient_};
 }
 

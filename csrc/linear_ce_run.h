@@ -113,6 +113,7 @@ class LinearRun {
   void sort_labels();
   void pack_hidden();
   void allocate();
+  int64_t grad_weight_size() const { return call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2; }
   Stage pages_for_grad_weight();
   void share_out_tokens();
   void first_pass();
@@ -145,7 +146,7 @@ class LinearRun {
   void exact_slab(const Group &, const Slab &, Scratch &);
   bool copies(const Slab &) const;
   void add_weight_sum(const Slab &);
-  int64_t accumulation_items() const;
+  Stage accumulation(const Group &, int64_t after, int64_t and_after);
   void accumulate(const Group &, int64_t item);
   Blocks blocks(int64_t width) const;
   Kept kept_in_gradient(const Slab &) const;

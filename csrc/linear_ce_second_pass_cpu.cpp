@@ -27,8 +27,7 @@ void LinearRun::pack_gradient_hidden() {
 
 void LinearRun::weight_pass() {
   if (tokens_ == 0) {
-    const int64_t size = call_.grad_weight_dtype == DS_TRAIN_FP32 ? 4 : 2;
-    if (call_.grad_weight) std::memset(call_.grad_weight, 0, vocab_ * dim_ * size);
+    if (call_.grad_weight) std::memset(call_.grad_weight, 0, vocab_ * dim_ * grad_weight_size());
     if (call_.grad_bias) std::memset(call_.grad_bias, 0, vocab_ * sizeof(float));
     return;
   }
@@ -117,11 +116,7 @@ void LinearRun::exact_pass() {
     if (!grad_hidden_) continue;
     const Group g = group(index);
     accumulated[index] = stages.size();
-    const Work work = [=, this](int64_t item, Scratch &) { accumulate(g, item); };
-    stages.push_back({accumulation_items(),
-                      work,
-                      {slab_stage[index], index ? accumulated[index - 1] : -1},
-                      true});
+    stages.push_back(accumulation(g, slab_stage[index], index ? accumulated[index - 1] : -1));
   }
   run_stages(stages);
 }
