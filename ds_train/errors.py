@@ -6,6 +6,7 @@ traceback; anything that is not a `DsTrainError` is a defect of ours and keeps i
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,3 +97,13 @@ class RunFailed(DsTrainError):
     def __init__(self, text: str, failure: Any = None) -> None:
         super().__init__(text)
         self.failure = failure
+
+
+class RunInterrupted(RunFailed):
+    """A failure that starting the same run again may well get past.
+
+    For schedulers that decide by the exit code: Kubeflow's training operator starts a pod again
+    after 128 and above, of which 128 + SIGUSR1 is the one that no signal of the system gives.
+    """
+
+    exit_code = 128 + signal.SIGUSR1

@@ -36,7 +36,8 @@ def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tell-stop",
         action="store_true",
-        help="per-node: end with 128 + signal, not 0, when stopped and saved (for Kubernetes)",
+        help="per-node: end with 128 + signal when stopped and saved (not 0), and when a rank was "
+        "lost or hung (not 1): for Kubernetes, which starts such a pod again",
     )
     parser.add_argument("--name", help="of the job; the recipe's if left out")
     _add_queue_arguments(parser)

@@ -113,7 +113,7 @@ def _pod(job: PodJob, container_name: str) -> dict[str, Any]:
 
 
 def _pytorch_job(job: PodJob) -> dict[str, Any]:
-    """restartPolicy ExitCode: 128 and above (a signal, also when saved) starts the pod again."""
+    """restartPolicy ExitCode: 128 and above (stopped and saved, a rank lost) starts a pod again."""
 
     def replicas(number: int) -> dict[str, Any]:
         pod = {"spec": _pod(job, "pytorch")}  # the operator looks for a container of this name

@@ -2,7 +2,7 @@
 
     rollbacks       records in metrics.jsonl        (train/divergence.py)
     restarts        lines of restarts.jsonl         (train/restart.py, cluster.restarts)
-    failures        lines of failures.jsonl: those after which nobody started the run again
+    failures        lines of failures.jsonl: those after which the command itself gave up
     undone steps    undone.jsonl: whatever it was, these were made and then made again
 
 A stretch of undone steps that no rollback and no restart explains was started again by hand, or by
@@ -12,13 +12,12 @@ a scheduler; its cause is the failure that reached the same step, where one was 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from ds_train.errors import CheckpointError, quoted
 from ds_train.paths import RunPaths
+from ds_train.report.endings import read_endings
 from ds_train.report.record import Record, RollbackRecord
 from ds_train.report.undone import Undone
 
@@ -65,7 +64,7 @@ def find_incidents(
     Raises CheckpointError where restarts.jsonl or failures.jsonl can't be read.
     """
     left = list(undone)
-    restarts, failures = _read_lines(paths.restarts), _read_lines(paths.failures)
+    restarts, failures = read_endings(paths.restarts), read_endings(paths.failures)
     found = [_rollback(one, left) for one in records if isinstance(one, RollbackRecord)]
     found += [_restart(line, left) for line in restarts]
     causes = [(line["reached_step"], _cause(paths, line)) for line in failures]
@@ -123,16 +122,3 @@ def _cause(paths: RunPaths, line: dict[str, Any]) -> str:
     if line["kind"] != "diverged" or not path.is_file():
         return str(line["cause"])
     return f"step {step:,}: {json.loads(path.read_text(encoding='utf-8'))['reason']}"
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that is written by appending; the last one may have been cut short."""
-    if not path.is_file():
-        return []
-    lines: Iterable[str] = path.read_text(encoding="utf-8").split("\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise CheckpointError(
-            f"{quoted(path)} can't be read ({error}); remove the line, or the file."
-        ) from None

@@ -18,8 +18,8 @@ from ds_train.launch.per_node import (
 from ds_train.launch.place import find_place
 from ds_train.launch.target import launch_faults, render_target, run_script, write_output
 from ds_train.plan.launch import plan_launch
+from ds_train.train.one_node import train_on_one_node
 from ds_train.train.restart import train_to_the_end
-from ds_train.train.start import start_training
 
 
 def launch_command(args: argparse.Namespace) -> int:
@@ -60,6 +60,5 @@ def _run_per_node(args: argparse.Namespace) -> int:
     )
     with node_hostfile(place.num_nodes, slots_here(cluster)) as hostfile:
         arguments = per_node_arguments(place, hostfile)
-        return start_training(
-            plan_launch(args.recipe, args.overrides, arguments), tell_stop=args.tell_stop
-        )
+        launch = plan_launch(args.recipe, args.overrides, arguments)
+        return train_on_one_node(launch, place.node_rank, args.tell_stop)

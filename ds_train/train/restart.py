@@ -6,10 +6,8 @@ where some are lost, with the same rows per optimizer step.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from ds_train.launch.reach import find_lost, left_arguments
 from ds_train.launch.world import parse_launcher_args
 from ds_train.paths import RunPaths
 from ds_train.plan.launch import Launch, plan_launch
-from ds_train.report.record import StepRecord, read_records
+from ds_train.report.endings import reached_step, write_ending
 from ds_train.train.start import start_training
 
 _PAUSE_SECONDS = 5.0
@@ -82,7 +80,7 @@ class Restarts:
 
     def note(self, failure: Failure) -> None:
         """A failure after which nobody starts the run again."""
-        self._write_line(self._paths.failures, failure, str(failure), {})
+        self._write(self._paths.failures, failure, str(failure))
 
     def _launch_after(self, launch: Launch, failure: Failure) -> Launch:
         lost = _lost_hosts(launch, self._args) if failure.can_restart else {}
@@ -92,7 +90,7 @@ class Restarts:
             raise RunFailed(cause, failure)
         if self._left == 0:
             raise RunFailed(f"{cause} {_by_hand(step, self._total)}", failure)
-        reached = _reached_step(self._paths)
+        reached = reached_step(self._paths)
         if self._furthest is not None and reached <= self._furthest and not lost:
             raise RunFailed(
                 f"{cause} The same step fails again: this launch came to step {reached:,} and the "
@@ -109,13 +107,15 @@ class Restarts:
             f"restart: from step {step:,} (reached: {reached:,}) on "
             f"{again.plan.batch}, in {pause:g} s; {left}"
         )
-        more = {
-            "from_step": step,
-            "lost_hosts": list(lost),
-            "world_size": again.plan.world.world_size,
-            "restarts_left": self._left,
-        }
-        self._write_line(self._paths.restarts, failure, cause, more)
+        self._write(
+            self._paths.restarts,
+            failure,
+            cause,
+            from_step=step,
+            lost_hosts=list(lost),
+            world_size=again.plan.world.world_size,
+            restarts_left=self._left,
+        )
         time.sleep(pause)
         return again
 
@@ -141,22 +141,10 @@ class Restarts:
             what = f"It can't go on on the {num} processes that are left"
             raise RunFailed(f"{cause} {what}: {'; '.join(error.faults)}") from None
 
-    def _write_line(
-        self, path: Path, failure: Failure, cause: str, more: Mapping[str, Any]
-    ) -> None:
-        """What has ended a launch, for those who look at the run later."""
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "kind": failure.kind,
-            "cause": cause,
-            "reached_step": _reached_step(self._paths),
-            **more,
-        }
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            self._say(f"{path} could not be written: {error.strerror}")
+    def _write(self, path: Path, failure: Failure, cause: str, **more: Any) -> None:
+        reached = reached_step(self._paths)
+        if fault := write_ending(path, failure.kind, cause, reached, **more):
+            self._say(fault)
 
 
 def pause_seconds(number: int) -> float:
@@ -201,9 +189,3 @@ def _lost_hosts(launch: Launch, launcher_args: Sequence[str]) -> dict[str, str]:
 def _saved_step(paths: RunPaths) -> int:
     folder = latest_checkpoint(paths)
     return 0 if folder is None else read_facts(folder).step
-
-
-def _reached_step(paths: RunPaths) -> int:
-    """The last step that the record has."""
-    steps = [r.step for r in read_records(paths.metrics) if isinstance(r, StepRecord)]
-    return max(steps, default=0)
