@@ -68,6 +68,10 @@ class Ranks:
             dist.all_reduce(result)
         return result.to(values.device)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on some rank; collective."""
+        return bool(self.sum(torch.tensor(float(flag))) > 0)
+
     def texts(self, text: str) -> list[str]:
         """Every rank's text, in the order of ranks."""
         gate()

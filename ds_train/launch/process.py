@@ -33,6 +33,8 @@ SAVE_SECONDS = 900.0
 EXIT_VARIABLE = "DS_TRAIN_EXIT_DIR"
 """Folder in which each local rank leaves its exit code."""
 
+_STOPPED = "stopped"
+"""File in that folder: the run was asked to stop by a signal, here or on another node."""
 _OTHER_HOSTS_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
@@ -56,8 +58,9 @@ def run_launcher(
 ) -> int:
     """Run the launcher to its end; returns 0 (also when stopped and saved) or 2 (user's input).
 
-    128 + signal is returned when it was stopped and could not save; with `tell_stop` always when it
-    was stopped, so that a scheduler knows that the run is not complete.
+    128 + signal is returned when it was stopped and could not save; with `tell_stop` also when a
+    signal, on whichever node, stopped it before its end, so that a scheduler knows that there is
+    more to do.
 
     Raises RunFailed when a rank ended otherwise. `port` names the shared memory to free;
     `stop_file` is what ranks on other hosts look for, where no signal of ours reaches them;
@@ -85,21 +88,23 @@ def run_launcher(
                 remove_shared_memory(port)
             if stop_file is not None:
                 stop_file.unlink(missing_ok=True)
-        if caught and (process.returncode != 0 or tell_stop):
+        if caught and process.returncode != 0:
             return 128 + caught[0]  # killed, or stopped before there was anything to save
         code = process.returncode if by_itself else 1  # our own SIGKILL is not the cause
         if code == 0 and _ended_well(Path(folder) if is_local else None, board):
             if board is not None:
                 board.clear()
+            if tell_stop and Path(folder, _STOPPED).exists():
+                return 128 + (caught[0] if caught else signal.SIGTERM)
             return 0
-        if code == 2:
-            if on_refusal is not None:
-                on_refusal(_failure(Ended(code, {}, {}), board, hang_seconds))
-            return 2
         now = count_oom_kills() if is_local else None
         num_kills = None if oom_kills is None or now is None else now - oom_kills
         failure = _failure(Ended(code, {}, {}, num_oom_kills=num_kills), board, hang_seconds)
-        raise RunFailed(str(failure), failure)
+        if code != 2:
+            raise RunFailed(str(failure), failure)
+        if on_refusal is not None:
+            on_refusal(failure)
+        return 2
 
 
 def _become_launcher() -> None:
@@ -115,9 +120,18 @@ def _become_launcher() -> None:
 
 def leave_exit_code(code: int) -> None:
     """Called by a rank at its end: the launcher's own exit code says nothing when it is killed."""
+    _leave(f"rank-{os.environ.get('RANK', '0')}", str(code))
+
+
+def leave_stop_mark() -> None:
+    """Called by every rank of a run that was asked to stop by a signal, to whichever rank."""
+    _leave(_STOPPED, "")
+
+
+def _leave(name: str, text: str) -> None:
     folder = Path(os.environ.get(EXIT_VARIABLE, ""))
     if EXIT_VARIABLE in os.environ and folder.is_dir() and not launcher_is_gone():
-        (folder / f"rank-{os.environ.get('RANK', '0')}").write_text(str(code))
+        (folder / name).write_text(text)
 
 
 def remove_shared_memory(port: int) -> None:

@@ -26,6 +26,7 @@ from ds_train.engine.ranks import Ranks
 from ds_train.errors import quoted
 from ds_train.launch import marks
 from ds_train.launch.guard import die_with_parent
+from ds_train.launch.process import leave_stop_mark
 from ds_train.launch.watchdog import collective_seconds
 from ds_train.report.record import Record, StepRecord
 from ds_train.report.reporter import Reporter
@@ -153,6 +154,8 @@ class Loop:
             # before anything else: whoever asked may not wait for long
             self.facts = self.saving.save(self.facts)
             self.request.answered()
+            if self.run.ranks.any(self.request.signal_name is not None):
+                leave_stop_mark()
             self._conclude()
             self._say(f"asked to stop: saved after step {step + 1:,}; the same command goes on")
             return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,7 @@ import yaml
 from distributed import scenarios
 from distributed.conftest import Results
 from distributed.test_command import finish, losses, ranks_of, start, wait_for_step
+from ds_train.launch.command import free_port
 from ds_train.paths import RunPaths
 
 pytestmark = pytest.mark.distributed
@@ -69,3 +72,39 @@ def test_a_rank_that_stands_still_is_named(recipe: Path, tmp_path: Path) -> None
     assert ranks_of(recipe) == []
     stacks = (RunPaths(tmp_path / "run").hang / "1" / "rank-00000.txt").read_text()
     assert ": step 6, mark " in stacks and " in train_step" in stacks
+
+
+@pytest.mark.parametrize(
+    ("signum", "codes"),
+    [(signal.SIGTERM, [143, 143]), (signal.SIGKILL, [138, 138])],
+    ids=["evicted", "killed"],
+)
+def test_what_befalls_one_node_is_told_by_all(
+    recipe: Path, signum: signal.Signals, codes: list[int]
+) -> None:
+    """A pod that ends with 0 would be a part of the run that is done."""
+    port = free_port()
+    nodes = [start_node(recipe, node, port) for node in (0, 1)]
+    wait_for_step(nodes[0], 5)
+    if signum == signal.SIGTERM:
+        nodes[1].terminate()
+    else:
+        rank_one(nodes[1], recipe).kill()
+    printed = [finish(node) for node in nodes]
+    assert [node.returncode for node in nodes] == codes, printed
+    saved = "asked to stop: saved after step" in printed[0]
+    assert saved == (signum == signal.SIGTERM)
+
+
+def start_node(recipe: Path, node: int, port: int) -> subprocess.Popen[str]:
+    place = {"NODE_RANK": str(node), "NNODES": "2", "MASTER_ADDR": "127.0.0.1"}
+    options = ["--target", "per-node", "--run", "--tell-stop"]
+    overrides = ["cluster.processes_per_node=1", "cluster.restarts=0"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "ds_train", "launch", str(recipe), *overrides, *options],
+        env={**os.environ, **place, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
