@@ -3,12 +3,13 @@
 
 namespace ds_train {
 
-enum class Isa { kBaseline, kAvx2, kAvx512, kAmx };  // each includes the ones before it
+// Each includes the ones before it. kAvx512Bf16: products of pairs of bf16 are the faster ones.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// What the CPU has, or less if DS_TRAIN_CPU_ISA in the environment says so.
+// What is fastest on this CPU, or what DS_TRAIN_CPU_ISA in the environment names, if the CPU has it.
 Isa cpu_isa();
 
-// AVX-512 with bf16 (part of what kAmx needs), whatever the environment says.
+// AVX-512 with bf16, whatever the environment says.
 bool cpu_has_avx512_bf16();
 
 }  // namespace ds_train

@@ -1,6 +1,6 @@
 // What the parts of the fused linear kernel share: the sizes of its blocks, and the functions that
-// are compiled for particular instructions (linear_ce_cpu_avx512.cpp, linear_ce_cpu_amx.cpp). The
-// way through the whole operation is in linear_ce_cpu.cpp.
+// are compiled for particular instructions (linear_ce_*_avx512.cpp, linear_ce_cpu_amx.cpp). The way
+// through the whole operation is in linear_ce_cpu.cpp.
 //
 // Words: a panel is 32 neighbouring tokens (or 32 neighbouring hidden dimensions); a slab is kSlab
 // neighbouring columns of the vocabulary; a group is several slabs. Logits are computed transposed,
@@ -36,12 +36,13 @@ struct Beside {
   }
 };
 
-// Where a matrix in blocks of 32 x 32 has its elements: strides of a row within a block, of the next
-// block in the same rows, of the next 32 rows. A matrix of rows is {stride, 32, 32 * stride}; blocks
-// of their own, which tiles are loaded from fastest, are {32, 1024, 32 * width}.
+// Where a matrix in blocks of 32 x 32, each in one piece, has its elements: strides of a row within a
+// block, of the next block in the same rows, of the next 32 rows.
 struct Blocks {
-  int64_t row, step, panel;
+  static constexpr int64_t row = kPanel, step = kPanel * kPanel;
+  int64_t panel;
 };
+inline Blocks blocks_of(int64_t width) { return {kPanel * width}; }
 
 constexpr int64_t kSumLanes = 16;
 
@@ -96,15 +97,19 @@ void begin_stores(PanelStores &, Bf16 *out, int64_t stride, const float *c, int6
                   int64_t dims);
 void fence_stores();  // before anybody else may read them
 
-// C [m, 32] = or += A [m, k] x B. A lies as `blocks` says, in rows unless the product is amx_gemm;
-// B is packed in pairs along k: [k/2][32][2]. m and k are multiples of 32. `beside`, if not null, may
-// be done in between, all of it, part of it or none.
+// C [m, 32] = or += A [m, k] x B. A lies as `blocks` says; B is packed in pairs along k:
+// [k/2][32][2]. m and k are multiples of 32. `beside`, if not null, may be done in between, all of it,
+// part of it or none; only tiles leave the vector units idle.
 using PanelGemm = void (*)(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks,
                            const Bf16 *b, float *c, bool accumulate, const Ahead &ahead,
                            Beside *beside);
 void amx_begin();  // by every thread before amx_gemm, and amx_end after
 void amx_end();
 void amx_gemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
+              bool accumulate, const Ahead &ahead, Beside *beside);
+void fma_gemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
+              bool accumulate, const Ahead &ahead, Beside *beside);
+void dot_gemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
               bool accumulate, const Ahead &ahead, Beside *beside);
 
 // Per-token numbers of the final gradient, each an array over tokens.

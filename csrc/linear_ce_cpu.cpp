@@ -18,22 +18,14 @@
 // The order of every sum is fixed: the result doesn't depend on the number of threads.
 #include "linear_ce_run.h"
 
-#if defined(__x86_64__)
-#include <ATen/native/CPUBlas.h>
-#endif
-
-#include "cpu_isa.h"
-
 namespace ds_train {
 
 #if defined(__x86_64__)
 namespace {
 
-void brgemm(int64_t m, int64_t k, const Bf16 *a, const Blocks &blocks, const Bf16 *b, float *c,
-            bool accumulate, const Ahead &, Beside *) {
-  at::native::cpublas::brgemm(m, kPanel, k, blocks.row, kPanel, kPanel, accumulate,
-                              reinterpret_cast<const at::BFloat16 *>(a),
-                              reinterpret_cast<const at::BFloat16 *>(b), c);
+PanelGemm gemm_of(Isa isa) {
+  if (isa >= Isa::kAmx) return amx_gemm;
+  return isa >= Isa::kAvx512Bf16 ? dot_gemm : fma_gemm;
 }
 
 int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
@@ -45,13 +37,13 @@ constexpr int64_t kGroup = 512;  // columns whose exponentials wait for the prod
 
 }  // namespace
 
-LinearRun::LinearRun(const LinearCE &call, bool amx)
+LinearRun::LinearRun(const LinearCE &call, Isa isa)
     : call_(call),
       rows_(call.rows),
       hidden_(static_cast<const Bf16 *>(call.hidden)),
       weight_(static_cast<const Bf16 *>(call.weight)),
-      gemm_(amx ? amx_gemm : brgemm),
-      amx_(amx),
+      gemm_(gemm_of(isa)),
+      amx_(isa >= Isa::kAmx),
       threads_(at::get_num_threads()),
       tokens_(call.rows.rows),
       vocab_(call.rows.vocab),
@@ -96,11 +88,6 @@ void LinearRun::sort_labels() {
   for (int64_t t = 0; t < tokens_; ++t)
     if (inside(rows_.labels[t]))
       entries_[next[rows_.labels[t] / kSlab]++] = {t, rows_.labels[t] % kSlab};
-}
-
-// Of a matrix [rows, width] that this run writes and reads as A.
-Blocks LinearRun::blocks(int64_t width) const {
-  return {amx_ ? kPanel : width, amx_ ? kPanel * kPanel : kPanel, kPanel * width};
 }
 
 void LinearRun::allocate() {
@@ -212,7 +199,7 @@ void LinearRun::write_grad_hidden() {
 extern "C" int ds_train_linear_ce_cpu_supported(int dtype) {
 #if defined(__x86_64__)
   return dtype == DS_TRAIN_BF16 && ds_train::cpu_isa() >= ds_train::Isa::kAvx512 &&
-         ds_train::cpu_has_avx512_bf16() && at::native::cpublas::could_pack(at::kBFloat16);
+         ds_train::cpu_has_avx512_bf16();
 #else
   (void)dtype;
   return 0;
@@ -223,7 +210,7 @@ extern "C" int ds_train_linear_ce_cpu(const LinearCE *call) {
   if (!ds_train_linear_ce_cpu_supported(call->rows.dtype)) return 1;
 #if defined(__x86_64__)
   try {
-    ds_train::LinearRun(*call, ds_train::cpu_isa() >= ds_train::Isa::kAmx).run();
+    ds_train::LinearRun(*call, ds_train::cpu_isa()).run();
   } catch (const std::bad_alloc &) {
     return 2;
   } catch (...) {

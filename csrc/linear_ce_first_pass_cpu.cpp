@@ -84,7 +84,7 @@ void LinearRun::first_slab(const Group &g, const Slab &s, const SlabWeight &w,
     take_targets(s, panel, t.z);
     TileOutput out = kept_output(s, token);
     if (grad_hidden_ && !exact_) {
-      out.tokens = blocks(by_token_stride_);
+      out.tokens = blocks_of(by_token_stride_);
       out.by_token = group_block(g, s, panel);
     }
     begin_exponentials(scratch.exponentials, t, g.max + at, g.slab_reference + at, g.sum + at,
@@ -94,7 +94,7 @@ void LinearRun::first_slab(const Group &g, const Slab &s, const SlabWeight &w,
 
 // Where the exponentials of a slab and a panel of tokens begin among those of the group.
 Bf16 *LinearRun::group_block(const Group &g, const Slab &s, int64_t panel) const {
-  const Blocks b = blocks(by_token_stride_);
+  const Blocks b = blocks_of(by_token_stride_);
   return g.exponentials + panel * b.panel + (s.index - g.begin) * kSlab / kPanel * b.step;
 }
 
@@ -152,7 +152,7 @@ void LinearRun::raise_row(const Group &g, int64_t token, float reference) {
     for (int64_t q = 0; q < dim_panels_; ++q)
       for (int64_t d = 0; d < kPanel; ++d)
         accumulated_[(q * padded_tokens_ + token) * kPanel + d] *= shrink;
-  const Blocks b = blocks(by_token_stride_);
+  const Blocks b = blocks_of(by_token_stride_);
   for (int64_t s = g.begin; s < g.end; ++s) {
     const float r = g.slab_reference[(s - g.begin) * padded_tokens_ + token];
     if (r == reference) continue;
@@ -184,7 +184,7 @@ void LinearRun::accumulate(const Group &g, int64_t item) {
     const Bf16 *w = g.weight + q * group_panel_;
     float *sums = accumulated_ + (q * padded_tokens_ + token) * kPanel;
     const int64_t more = q + 1 < dim_panels_;
-    gemm_(rows, columns, g.exponentials + token * by_token_stride_, blocks(by_token_stride_), w,
+    gemm_(rows, columns, g.exponentials + token * by_token_stride_, blocks_of(by_token_stride_), w,
           sums, true,
           {w + more * group_panel_, more * columns * kPanel * 2,
            sums + more * padded_tokens_ * kPanel, more * rows * kPanel * 4},

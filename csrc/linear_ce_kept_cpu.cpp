@@ -68,7 +68,7 @@ LinearRun::Kept LinearRun::kept_in_buffer(const Slab &s) const {
 TileOutput LinearRun::kept_output(const Slab &s, int64_t token) const {
   for (const Kept &kept : {kept_in_gradient(s), kept_in_buffer(s)})
     if (token >= kept.first && token < kept.first + kept.tokens) {
-      const Blocks b = blocks(kept.width);
+      const Blocks b = blocks_of(kept.width);
       return {kept.data + (token - kept.first) / kPanel * b.step, b, nullptr, {}};
     }
   return {};
@@ -90,12 +90,11 @@ void LinearRun::gather(const Slab &s, Scratch &scratch) {
   int64_t done = 0;
   for (const Kept &kept : {kept_in_gradient(s), kept_in_buffer(s)}) {
     if (kept.tokens == 0) continue;
-    const Blocks to = blocks(by_column_stride_), from = blocks(kept.width);
+    const Blocks to = blocks_of(by_column_stride_), from = blocks_of(kept.width);
     Bf16 *e = scratch.by_column + kept.first / kPanel * to.step;
-    for (int64_t j = 0; j < s.padded; j += amx_ ? kPanel : 1)
-      std::memcpy(e + j / kPanel * to.panel + j % kPanel * to.row,
-                  kept.data + j / kPanel * from.panel + j % kPanel * from.row,
-                  kept.tokens * (amx_ ? kPanel : 1) * sizeof(Bf16));
+    for (int64_t i = 0; i < s.padded / kPanel; ++i)
+      std::memcpy(e + i * to.panel, kept.data + i * from.panel,
+                  kept.tokens * kPanel * sizeof(Bf16));
     float *factor = slab_reference_ + s.index * padded_tokens_ + kept.first;
     const float *reference = reference_ + kept.first;
     if (std::memcmp(factor, reference, kept.tokens * sizeof(float)) != 0) {
@@ -111,7 +110,7 @@ void LinearRun::gather(const Slab &s, Scratch &scratch) {
 
 // Where a tile's part of the gradient of a slab goes.
 TileOutput LinearRun::gradient_output(int64_t panel, Scratch &scratch) const {
-  const Blocks b = blocks(by_column_stride_);
+  const Blocks b = blocks_of(by_column_stride_);
   TileOutput out{scratch.by_column + panel * b.step, b, nullptr, {}};
   if (!call_.grad_bias) return out;
   out.column_sums = scratch.column_sums;

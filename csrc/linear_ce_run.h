@@ -7,6 +7,7 @@
 #include <functional>
 #include <vector>
 
+#include "cpu_isa.h"
 #include "linear_ce.h"
 #include "row_stats.h"
 
@@ -58,7 +59,7 @@ constexpr int64_t kTiles = 2;  // of logits: one is computed while the other is 
 
 class LinearRun {
  public:
-  LinearRun(const LinearCE &call, bool amx);
+  LinearRun(const LinearCE &call, Isa isa);
   void run();
 
  private:
@@ -148,7 +149,6 @@ class LinearRun {
   void add_weight_sum(const Slab &);
   Stage accumulation(const Group &, int64_t after, int64_t and_after);
   void accumulate(const Group &, int64_t item);
-  Blocks blocks(int64_t width) const;
   Kept kept_in_gradient(const Slab &) const;
   Kept kept_in_buffer(const Slab &) const;
   TileOutput kept_output(const Slab &, int64_t token) const;

@@ -51,7 +51,7 @@ void LinearRun::write_grad_weight(const Slab &s, const Bf16 *by_column, Scratch 
     float *c = run + (q - first) * kSlab * kPanel;
     const int64_t dims = std::min(kPanel, dim_ - q * kPanel);
     scratch.stores.products = first + kPanelsStored - q;
-    gemm_(s.padded, padded_tokens_, by_column, blocks(by_column_stride_), x + q * panel_size, c,
+    gemm_(s.padded, padded_tokens_, by_column, blocks_of(by_column_stride_), x + q * panel_size, c,
           false,
           {x + (q + 1) % dim_panels_ * panel_size, panel_size * 2,
            next.data + q * (next.bytes / dim_panels_), next.bytes / dim_panels_},
@@ -133,7 +133,7 @@ void LinearRun::exact_slab(const Group &g, const Slab &s, Scratch &scratch) {
     TileOutput out{};
     if (grad_weight_) out = gradient_output(panel, scratch);
     if (grad_hidden_) {
-      out.tokens = blocks(by_token_stride_);
+      out.tokens = blocks_of(by_token_stride_);
       out.by_token = group_block(g, s, panel);
     }
     gradient_tile(t, gradients_, token, out);

@@ -20,28 +20,17 @@ Tile LinearRun::tile(const Slab &s, float *z) const {
           rows_.softcap};
 }
 
-// Whether a slab's weights are read from a copy: as blocks, filled up with zeros to multiples of 32,
-// or moved from a stride at which the rows of a tile all fall on the same lines of the first cache.
-// Reading the rows one after the other is also what brings them near soonest: a processor foresees
-// it, and prefetches of a product's own would keep its loads waiting.
-bool LinearRun::copies(const Slab &s) const {
-  return amx_ || s.padded > s.columns || padded_dim_ > dim_ || call_.weight_stride % 512 == 0;
-}
-
+// A slab's weights are read from a copy, as blocks, filled up with zeros to multiples of 32. Reading
+// the rows one after the other is also what brings them near soonest: a processor foresees it, and
+// prefetches of a product's own would keep its loads waiting.
 LinearRun::SlabWeight LinearRun::slab_weight(const Slab &s, Scratch &scratch, const Group *group) {
   const int64_t stride = call_.weight_stride;
   const Bf16 *w = weight_ + s.first * stride;
-  Bf16 *pairs = group ? group->weight + (s.index - group->begin) * kSlab * kPanel : nullptr;
+  const Blocks copy = blocks_of(weight_copy_stride_);
   if (group && weight_sum_) add_weight_sum(s);
-  if (!copies(s)) {
-    for (int64_t q = 0; group && q < dim_panels_; ++q)
-      pack_rows(w + q * kPanel, stride, s.padded, s.padded, kPanel, nullptr,
-                pairs + q * group_panel_);
-    return {w, {stride, kPanel, kPanel * stride}};
-  }
-  const Blocks copy = blocks(weight_copy_stride_);
   if (group)
-    pack_weight(w, stride, s.columns, dim_, copy, scratch.weight, pairs, group_panel_);
+    pack_weight(w, stride, s.columns, dim_, copy, scratch.weight,
+                group->weight + (s.index - group->begin) * kSlab * kPanel, group_panel_);
   else
     pack_blocks(w, stride, s.columns, dim_, copy, scratch.weight);
   return {scratch.weight, copy};

@@ -6,8 +6,6 @@
 // has an item holds nothing else, and needs only items that were handed out before, so somebody can
 // always go on. Within a stage the order may be another: see Choice.
 #if defined(__x86_64__)
-#include <ATen/native/CPUBlas.h>
-
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -51,13 +49,12 @@ class Choice {
   const std::unique_ptr<std::atomic<int64_t>[]> taken_;
 };
 
-// The state that matrix products need in a thread, and its end.
-struct GemmState {
-  explicit GemmState(bool amx) : amx(amx) {
+// The state that products on tiles need in a thread, and its end.
+struct Tiles {
+  explicit Tiles(bool amx) : amx(amx) {
     if (amx) amx_begin();
   }
-  ~GemmState() {
-    at::native::cpublas::brgemm_release();
+  ~Tiles() {
     if (amx) amx_end();
   }
   const bool amx;
@@ -86,7 +83,7 @@ void LinearRun::run_stages(const std::vector<Stage> &stages) {
     }
   };
   at::parallel_for(0, std::min<int64_t>(total, threads_), 1, [&](int64_t begin, int64_t end) {
-    const GemmState state(amx_);
+    const Tiles tiles(amx_);
     try {
       for (int64_t task = begin; task < end; ++task) work(scratch_[task]);
     } catch (...) {

@@ -89,7 +89,7 @@ int ds_train_slabs_end_cpu(const SlabRows *);
 int ds_train_linear_ce_cpu(const LinearCE *);
 // 1 if ds_train_linear_ce_cpu can run on this machine for logits of this dtype.
 int ds_train_linear_ce_cpu_supported(int dtype);
-// The instructions that are used: "baseline", "avx2", "avx512" or "amx". DS_TRAIN_CPU_ISA in the
+// The instructions that are used: "baseline", "avx2", "avx512", "avx512_bf16" or "amx". DS_TRAIN_CPU_ISA in the
 // environment lowers it (read at every call).
 const char *ds_train_cpu_isa();
 

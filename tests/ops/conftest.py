@@ -24,7 +24,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 SUBJECTS = [
     Subject("reference"),
     Subject("chunked"),
-    *(Subject("cpu", isa=isa) for isa in ("baseline", "avx2", "avx512", "amx")),
+    *(Subject("cpu", isa=isa) for isa in ("baseline", "avx2", "avx512", "avx512_bf16", "amx")),
     Subject("chunked", "cuda"),
     Subject("cuda", "cuda"),
 ]

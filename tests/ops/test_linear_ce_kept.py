@@ -19,7 +19,7 @@ MANY_THREADS = 4
 PROBLEMS = 60
 
 
-@pytest.fixture(params=["avx512", "amx"])
+@pytest.fixture(params=["avx512", "avx512_bf16", "amx"])
 def own_gemms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Subject:
     """The instruction sets that the kernel has its own products for."""
     subject = Subject("cpu", isa=request.param)
