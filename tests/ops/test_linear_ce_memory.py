@@ -12,6 +12,8 @@ from implementations import why_not
 from loss_cases import Subject
 from loss_memory_worker import CHUNK_BYTES, CLEAR, DTYPES, HEADS, WORKER, D, N, V
 
+from ds_train.ops import native
+
 IMPLEMENTATIONS = ("reference", "chunked", "cpu")
 MIB = 2**20
 # code pages, threads' stacks, packed blocks of a GEMM; the weight in bf16 is 12 MiB
@@ -57,7 +59,7 @@ def allowed(dtype: str, head: str, *, whole_op: bool) -> int:
 def test_peak(measured: dict[str, int], implementation: str, dtype: str, head: str) -> None:
     if (reason := why_not(Subject(implementation))) is not None:
         pytest.skip(reason)
-    whole_op = implementation == "cpu" and dtype == "bf16"
+    whole_op = implementation == "cpu" and native.cpu_gemms(DTYPES[dtype])
     limit = allowed(dtype, head, whole_op=whole_op)
     if head != "full":
         assert limit < 0.6 * V * D * DTYPES[dtype].itemsize  # so that a weight would be noticed
