@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ds_train.config.run import RunConfig
+from ds_train.data.workers import num_cores
 from ds_train.launch.world import World, find_world, given_filters, parse_launcher_args
 
 
@@ -73,7 +74,7 @@ def launcher_environment(
     if world.on_cpu:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     here = max(len(slots) for slots in world.slots.values())
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // here)))
     return environment
 
 

@@ -47,6 +47,19 @@ def slots_here(cluster: ClusterConfig) -> int:
     )
 
 
+def check_cores(num_cores: int, slots: int) -> None:
+    """Refuse fewer cores than processes that drive GPUs. Raises ConfigError.
+
+    Slurm gives a task one core where it is not asked for more, whatever its GPUs.
+    """
+    if num_cores < slots:
+        raise ConfigError(
+            f"cluster.processes_per_node = {slots}: this node lets us use {num_cores} core"
+            f"{'' if num_cores == 1 else 's'}, and every process needs one at least; ask for more "
+            "(Slurm: ds-train launch ... --option=--exclusive, or --option=--cpus-per-task=N)."
+        )
+
+
 def check_cluster(cluster: ClusterConfig) -> None:
     """Refuse what something else decides: hosts and restarts. Raises ConfigError."""
     refuse_restarts(cluster)

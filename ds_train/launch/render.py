@@ -100,7 +100,7 @@ def render_slurm(job: Job) -> str:
         *([] if job.on_cpu else [f"--gpus-per-node={job.slots}"]),
         *([f"--time={job.time}"] if job.time else []),
         *([f"--partition={job.partition}"] if job.partition else []),
-        *(f"--chdir={job.folder}", "--output=slurm-%j.log", "--open-mode=append"),
+        *(f"--chdir={shlex.quote(job.folder)}", "--output=slurm-%j.log", "--open-mode=append"),
         *("--requeue", f"--signal=B:USR1@{job.stop_seconds}", *job.options),
     ]
     head = "\n".join(f"#SBATCH {line}" for line in lines)

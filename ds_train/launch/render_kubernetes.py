@@ -21,6 +21,7 @@ from ds_train.errors import ConfigError
 Kind = Literal["pytorchjob", "trainjob"]
 GRACE_SECONDS = 600
 """How long a pod that must go may take to save; Kubernetes gives 30 s unless told otherwise."""
+_SHM = "/dev/shm"  # in memory: ranks of a node talk through it
 _RETRIES = 10
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?")
 """A DNS label, with room for what the operator appends to it."""
@@ -59,8 +60,19 @@ def parse_claims(texts: Sequence[str]) -> dict[str, str]:
         name, colon, path = text.partition(":")
         if not colon or not _NAME.fullmatch(name) or not path.startswith("/") or name in claims:
             raise ConfigError(f"--claim {text}: write it like data:/data, each claim once.")
+        if path.rstrip("/") in ("", _SHM):
+            raise ConfigError(
+                f"--claim {text}: a pod has something else at {path}; mount it elsewhere."
+            )
         claims[name] = path
     return claims
+
+
+def check_workdir(path: str | None) -> str | None:
+    """The working folder in the container. Raises ConfigError."""
+    if path is not None and not path.startswith("/"):
+        raise ConfigError(f"--workdir {path}: is inside the container; write it like /work.")
+    return path
 
 
 def check_name(name: str) -> str:
@@ -84,7 +96,7 @@ def _container(job: PodJob, name: str) -> dict[str, Any]:
         "name": name,
         "image": job.image,
         "command": [*words, "--target", "per-node", "--run", "--tell-stop"],
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [{"name": "shm", "mountPath": _SHM}],
     }
     container["volumeMounts"] += [
         {"name": claim, "mountPath": path} for claim, path in job.claims.items()

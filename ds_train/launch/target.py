@@ -27,6 +27,7 @@ from ds_train.launch.render import (
 from ds_train.launch.render_kubernetes import (
     PodJob,
     check_name,
+    check_workdir,
     parse_claims,
     render_kubernetes,
 )
@@ -145,7 +146,7 @@ def make_pod_job(args: argparse.Namespace) -> PodJob:
         num_nodes=args.nodes,
         slots=slots,
         on_cpu=on_cpu(config),
-        workdir=args.workdir,
+        workdir=check_workdir(args.workdir),
         namespace=args.namespace,
         claims=parse_claims(args.claim),
     )

@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 
 from ds_train.config.load import load_recipe
+from ds_train.data.workers import num_cores
 from ds_train.launch.per_node import (
     RANK_VARIABLES,
     check_cluster,
+    check_cores,
     node_hostfile,
     per_node_arguments,
     slots_here,
@@ -61,4 +63,6 @@ def _run_per_node(args: argparse.Namespace) -> int:
     with node_hostfile(place.num_nodes, slots_here(cluster)) as hostfile:
         arguments = per_node_arguments(place, hostfile)
         launch = plan_launch(args.recipe, args.overrides, arguments)
+        if not launch.plan.world.on_cpu:
+            check_cores(num_cores(), slots_here(cluster))
         return train_on_one_node(launch, place.node_rank, args.tell_stop)

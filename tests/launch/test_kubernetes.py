@@ -205,6 +205,8 @@ def test_what_a_pod_does(recipe: str, capsys) -> None:
         (["--image", "x"], "--nodes: --target kubernetes needs it"),
         ([*OPTIONS, "--claim", "data"], "--claim data: write it like data:/data, each claim once."),
         ([*OPTIONS, "--claim", "work:/x"], "--claim work:/x: write it like"),
+        ([*OPTIONS, "--claim", "m:/dev/shm/"], "--claim m:/dev/shm/: a pod has something else at"),
+        ([*OPTIONS, "--workdir", "work"], "--workdir work: is inside the container; write it like"),
         ([*OPTIONS, "--name", "___"], '--name "___": use up to 50 of a-z, 0-9 and -.'),
         ([*OPTIONS, "--time", "1:00"], "--time: is for --target slurm; leave it out."),
         ([*OPTIONS, "--run"], "--run: write the manifest with --output and give it to kubectl"),

@@ -189,7 +189,7 @@ def test_ports(gpus) -> None:
 def test_environment(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(0)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("ds_train.launch.command.num_cores", lambda: 16)
     environment = launcher_environment(find_world(ClusterConfig(processes_per_node=4)))
     assert environment["DS_ACCELERATOR"] == "cpu"
     assert environment["OMP_NUM_THREADS"] == "4"

@@ -84,6 +84,29 @@ def test_slurm(recipe: str, capsys, tmp_path: Path) -> None:
     assert f"launch '{tmp_path}/my run.yaml'" in text, "a name with a space stays one word"
 
 
+def test_a_folder_with_a_space_is_one_word_to_sbatch(
+    recipe: str, capsys, monkeypatch, tmp_path: Path
+) -> None:
+    (tmp_path / "my runs").mkdir()
+    (tmp_path / "my runs" / "rows.jsonl").write_text('{"text": "x"}\n')
+    monkeypatch.chdir(tmp_path / "my runs")
+    text = render(capsys, recipe, "--target", "slurm", "--nodes", "2")
+    assert f"#SBATCH --chdir='{tmp_path}/my runs'\n" in text
+
+
+def test_a_node_with_fewer_cores_than_processes_is_refused(
+    recipe: str, capsys, monkeypatch
+) -> None:
+    """As Slurm gives one core to a task that asks for GPUs only."""
+    place = {"NODE_RANK": "0", "NNODES": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ds_train.launch.world.visible_gpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr("ds_train.train.launch.num_cores", lambda: 1)
+    assert main(["launch", recipe, "--target", "per-node", "--run"]) == 2
+    assert "= 4: this node lets us use 1 core, and every process" in capsys.readouterr().err
+
+
 def test_a_cpu_job_asks_for_no_gpus(recipe: str, capsys) -> None:
     changes = ["cluster.env.DS_ACCELERATOR=cpu"]
     assert "--gpus" not in render(capsys, recipe, *changes, "--target", "slurm", "--nodes", "2")
